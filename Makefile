@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` and `make test`. Each sets itself up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.spotd-installed
+
+.PHONY: all demo test test-quick lint clean venv
+all: test
+
+venv: $(STAMP)
+
+# torch is pinned: other versions pull gigabytes of CUDA that no test here needs.
+$(STAMP): pyproject.toml packaging/bootstrap.sh
+	PYTHON=$(PYTHON) sh packaging/bootstrap.sh $(VENV)
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/spotd demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The tests that need neither torch nor a container: seconds, for the edit loop.
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest tests/core tests/shell tests/contract $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The trainer side of spotd: bit-exact resume in a few lines."""
