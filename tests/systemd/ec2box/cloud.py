@@ -1,0 +1,209 @@
+"""What EC2 has around an instance: a network with IMDS, DHCP, DNS and S3."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.config
+from ec2box import netns
+
+GATEWAY = "172.31.16.1"
+IMDS = "169.254.169.254"
+INSTANCE = "172.31.16.10"
+S3_PORT = 8333
+FILES_PORT = 8080
+ACCESS_KEY, SECRET_KEY = "AKIASPOTDTESTS", "tests-only-secret"
+PREFIX = "spotd-test-"
+
+
+class Cloud:
+    """One private network; instances are plugged into it.
+
+    Attributes:
+        imds: the simulator behind 169.254.169.254.
+        files: a folder that http://172.31.16.1:8080/ serves to the instances.
+    """
+
+    def __init__(self, folder: Path, index: int = 0) -> None:
+        netns.sweep(PREFIX)
+        self._folder = folder
+        self.files = folder / "files"
+        self.files.mkdir(parents=True)
+        self._label = f"{PREFIX}{os.getpid()}-{index}"
+        self.net = netns.NetNamespace(f"{self._label}-aws")
+        self.net.ip("link", "add", "vpc", "type", "bridge", "forward_delay", "0")
+        self.net.ip("addr", "add", f"{GATEWAY}/20", "dev", "vpc")
+        self.net.ip("addr", "add", f"{IMDS}/32", "dev", "vpc")
+        self.net.ip("link", "set", "vpc", "up")
+        self._plugged: dict[str, netns.NetNamespace] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._s3: subprocess.Popen[bytes] | None = None
+        self._dhcp()
+        self.net.call(self._serve_files)
+        self.s3_on()
+        self.bucket = "training"
+        self.net.call(self._client().create_bucket, Bucket=self.bucket)
+        self.imds = self.net.call(self._start_imds)
+
+    # -- instances -----------------------------------------------------------------------
+
+    def plug(self, name: str) -> Path:
+        """A network namespace whose ens5 is on this network; its path."""
+        number = len(self._plugged)
+        space = netns.NetNamespace(f"{self._label}-{name}")
+        peer = f"eni{number}{os.urandom(2).hex()}"
+        self.net.ip(
+            *f"link add {peer} master vpc type veth peer name ens5 netns {space.name}".split()
+        )
+        self.net.ip("link", "set", peer, "up")
+        self._plugged[name] = space
+        return space.path
+
+    def unplug(self, name: str) -> None:
+        self._plugged.pop(name).close()
+
+    # -- services ------------------------------------------------------------------------
+
+    def _dhcp(self) -> None:
+        """Addresses by DHCP; every name but S3's own is unknown, and known to be."""
+        command = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv"]
+        command += ["--no-hosts", "--interface=vpc", "--bind-interfaces", "--no-ping"]
+        command += ["--user=root", "--pid-file=", f"--dhcp-leasefile={self._folder}/leases"]
+        command += [f"--dhcp-range={INSTANCE},172.31.16.99,255.255.240.0,1h"]
+        command += ["--dhcp-authoritative", "--local=/#/", f"--host-record=s3.local,{GATEWAY}"]
+        self._spawn(command, "dnsmasq")
+
+    def _serve_files(self) -> None:
+        handler = functools.partial(_Quiet, directory=str(self.files))
+        self._files = http.server.ThreadingHTTPServer((GATEWAY, FILES_PORT), handler)
+        threading.Thread(target=self._files.serve_forever, daemon=True).start()
+
+    def _start_imds(self) -> Any:
+        raise NotImplementedError
+
+    def url(self, name: str) -> str:
+        """Where an instance finds the file `name` of `files`."""
+        return f"http://{GATEWAY}:{FILES_PORT}/{name}"
+
+    # -- S3 ------------------------------------------------------------------------------
+
+    @property
+    def s3_url(self) -> str:
+        return f"http://{GATEWAY}:{S3_PORT}"
+
+    def s3_on(self) -> None:
+        """Starts S3, or wakes it where it was stopped."""
+        if self._s3 is not None and self._s3.poll() is None:
+            self._s3.send_signal(signal.SIGCONT)
+            return
+        weed = Path(sys.executable).with_name("weed")
+        data = self._folder / "s3"
+        data.mkdir(exist_ok=True)
+        command = [str(weed) if weed.exists() else "weed", "mini", f"-dir={data}"]
+        command += [f"-ip={GATEWAY}", f"-ip.bind={GATEWAY}", f"-s3.port={S3_PORT}"]
+        command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command += ["-master.telemetry=false"]
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        self._s3 = self._spawn(command, "weed", {**os.environ, **keys})
+        self.net.call(_answers, self.s3_url)
+
+    def s3_off(self) -> None:
+        """Connections to S3 are refused from here on."""
+        assert self._s3 is not None
+        self._s3.send_signal(signal.SIGCONT)
+        self._s3.terminate()
+        self._s3.wait(20)
+
+    def s3_hang(self) -> None:
+        """S3 accepts connections and says nothing."""
+        assert self._s3 is not None
+        self._s3.send_signal(signal.SIGSTOP)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """What is in the bucket."""
+        pages = self.net.call(
+            lambda: list(
+                self._client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self.bucket, Prefix=prefix)
+            )
+        )
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def read(self, key: str) -> bytes:
+        return self.net.call(
+            lambda: self._client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        )
+
+    def empty(self, prefix: str = "") -> None:
+        for key in self.keys(prefix):
+            self.net.call(self._client().delete_object, Bucket=self.bucket, Key=key)
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.s3_url,
+            region_name="eu-central-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=botocore.config.Config(connect_timeout=3, read_timeout=10),
+        )
+
+    # -- the end -------------------------------------------------------------------------
+
+    def _spawn(
+        self, command: list[str], name: str, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        def start() -> subprocess.Popen[bytes]:
+            with (self._folder / f"{name}.log").open("ab") as log:
+                return subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                )
+
+        process = self.net.call(start)
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for name in list(self._plugged):
+            self.unplug(name)
+        self._files.shutdown()
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self.net.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _answers(url: str, patience: float = 30.0) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
