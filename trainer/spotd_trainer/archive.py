@@ -1,0 +1,215 @@
+"""One checkpoint in one file: written durably, verified and read without running a pickle."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spotd_trainer.errors import CheckpointError, TornCheckpointError
+from spotd_trainer.files import publish, temporary_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FORMAT = 1
+"""Version of what is inside; see docs/trainer.md."""
+
+LIBRARY = "spotd_trainer"
+
+_FLUSH_EVERY = 64 << 20
+_READ_CHUNK = 4 << 20
+
+
+class Cancelled(Exception):  # noqa: N818 - no error: the save was asked to give way
+    """A background save gave way to a more urgent one; nothing is left of it."""
+
+
+class DurableFile:
+    """A write-only binary file that sends its bytes to the disk while they are being written.
+
+    `torch.save` only appends, so each 64 MiB can be flushed by a second thread while the next are
+    checksummed and copied: at the end little is left for fsync to wait for, and the page cache
+    never holds gigabytes that would make another program's fsync wait.
+    """
+
+    def __init__(self, path: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
+        # 0600 until it has its name would hide it from an uploader under another user: 0644.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o644)
+        self._cancelled = cancelled
+        self._unflushed = 0
+        self._flusher: threading.Thread | None = None
+        self._error: OSError | None = None
+        self.written = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of `data` (bytes-like), or raise OSError or `Cancelled`."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            if self._cancelled():
+                raise Cancelled
+            done += os.write(self._descriptor, view[done : done + _READ_CHUNK])
+        self.written += done
+        self._unflushed += done
+        if self._unflushed >= _FLUSH_EVERY and not (self._flusher and self._flusher.is_alive()):
+            self._unflushed = 0
+            self._flusher = threading.Thread(target=self._flush, name="spotd-flush", daemon=True)
+            self._flusher.start()
+        return done
+
+    def _flush(self) -> None:
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            # The kernel reports a failed write-back once: the last fsync would say all is well.
+            self._error = error
+
+    def flush(self) -> None:
+        """For `torch.save`; durability is `sync`'s business."""
+
+    def sync(self) -> None:
+        """Wait until every byte is on the disk."""
+        if self._flusher:
+            self._flusher.join()
+        os.fsync(self._descriptor)
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """Close; safe to call twice."""
+        if self._flusher:
+            self._flusher.join()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def write_archive(
+    path: Path, state: dict[str, Any], cancelled: Callable[[], bool] = lambda: False
+) -> int:
+    """Write `state` to `path` by way of a temporary file; return its size in bytes.
+
+    Whatever happens, `path` is either untouched or whole and durable.
+
+    Raises:
+        OSError: the disk is full or broken. The temporary file is gone.
+        Cancelled: `cancelled()` became true.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    file = DurableFile(temporary, cancelled)
+    try:
+        try:
+            torch.save(state, file)  # type: ignore[arg-type]  # it needs write and flush only
+        except RuntimeError as error:
+            # torch's zip writer reports a failed write as its own error, on top of ours.
+            cause = _cause_of(error)
+            raise cause from None if cause is not error else error.__cause__
+        file.sync()
+        file.close()
+        publish(temporary, path)
+    except BaseException:
+        file.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    return file.written
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (OSError, Cancelled)):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def verify_archive(path: Path) -> None:
+    """Read the whole file once and compare every record with its checksum (about 2 GB/s).
+
+    `torch.load` does not: it finds a file cut short, but not changed bytes.
+
+    Raises:
+        TornCheckpointError: naming the first bad record.
+        OSError: the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                _verify_record(path, archive, record)
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        size = path.stat().st_size
+        raise TornCheckpointError(
+            path, f"expected a whole zip archive, found {size} bytes that are none: {error}"
+        ) from error
+
+
+def _verify_record(path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    checksum = 0
+    expected = record.CRC
+    # zipfile compares by itself, but only for what it reads to the end, and in small pieces.
+    with archive.open(record) as stream:
+        stream._expected_crc = None  # type: ignore[attr-defined]  # noqa: SLF001
+        while chunk := stream.read(_READ_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    if checksum != expected:
+        raise TornCheckpointError(
+            path,
+            f"expected checksum {expected:08x}, found {checksum:08x}",
+            key=f"record {record.filename}",
+        )
+
+
+def read_archive(path: Path) -> dict[str, Any]:
+    """Verify and load a checkpoint of ours, tensors on the CPU and mapped from the file.
+
+    Raises:
+        TornCheckpointError: cut short or changed.
+        CheckpointError: not ours, or of a format this library does not read.
+        OSError: the file cannot be read.
+    """
+    verify_archive(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError:
+        raise
+    except Exception as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        lines = str(error).strip().splitlines() or [repr(error)]
+        first = named.group(1) if named else lines[0]
+        raise CheckpointError(
+            path,
+            f"expected tensors and plain values only, found what torch refuses to load: {first}",
+            hint=f"not written by {LIBRARY}; nothing of it was executed",
+        ) from error
+    return check_header(path, state)
+
+
+def check_header(path: Path, state: Any) -> dict[str, Any]:
+    """Return `state` if it says that it is ours and of a format we read; else raise."""
+    if not isinstance(state, dict) or state.get("library") != LIBRARY:
+        found = (
+            f"a dict with the keys {', '.join(sorted(map(str, state))[:8])}"
+            if isinstance(state, dict)
+            else type(state).__name__
+        )
+        raise CheckpointError(
+            path, f"expected '{LIBRARY}', found {found}", key="library", hint="a foreign checkpoint"
+        )
+    found_format = state.get("format")
+    if found_format != FORMAT:
+        age = "an older" if isinstance(found_format, int) and found_format < FORMAT else "a newer"
+        raise CheckpointError(
+            path,
+            f"expected {FORMAT}, found {found_format!r}",
+            key="format",
+            hint=f"written by {age} version of {LIBRARY}: finish the run with that one",
+        )
+    return state

@@ -1,0 +1,96 @@
+"""Names and durability of checkpoints on the local disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+WHOLE = re.compile(r"step-(\d{8,})(\.pt)?")
+TEMPORARY = re.compile(r"\.tmp-step-\d{8,}(\.pt)?-\d+")
+
+
+def checkpoint_name(step: int, *, sharded: bool = False) -> str:
+    """`step-00000120.pt`, or `step-00000120` for a directory of shards."""
+    return f"step-{step:08d}" + ("" if sharded else ".pt")
+
+
+def temporary_name(name: str) -> str:
+    """Where a checkpoint grows: a name that no reader takes for a whole one."""
+    return f".tmp-{name}-{os.getpid()}"
+
+
+def step_of(name: str) -> int | None:
+    """The step a checkpoint's name tells, None when it is not one of ours."""
+    match = WHOLE.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def find_checkpoints(directory: Path) -> list[Path]:
+    """Our checkpoints in `directory`, newest step first. Names only: nothing is opened."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    found = [(step, name) for name in names if (step := step_of(name)) is not None]
+    return [directory / name for _, name in sorted(found, reverse=True)]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename durable: without it a power cut can undo it (design/measured.md, 6)."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a complete, fsynced file or directory its name, durably.
+
+    Raises:
+        OSError: the rename failed; `temporary` is still there.
+    """
+    if final.is_dir() and not final.is_symlink():
+        # Only a repeated save of the same step gets here, and a rename replaces no full directory.
+        replaced = final.with_name(temporary_name(final.name) + "0")
+        final.rename(replaced)
+        temporary.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        temporary.rename(final)
+    sync_directory(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory; one that is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        # A directory loses its name first, so that no reader meets a half-deleted checkpoint.
+        doomed = path
+        if not TEMPORARY.fullmatch(path.name):
+            doomed = path.with_name(temporary_name(path.name))
+            path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def prune(directory: Path, keep: int, *, spare: Path | None = None) -> list[Path]:
+    """Delete all but the `keep` newest of our checkpoints, and return what was deleted."""
+    doomed = [path for path in find_checkpoints(directory)[max(keep, 1) :] if path != spare]
+    for path in doomed:
+        with contextlib.suppress(FileNotFoundError):
+            remove(path)
+    return doomed
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Delete what a killed process left half-written. Call it only while nobody saves there."""
+    with contextlib.suppress(FileNotFoundError):
+        doomed = [directory / n for n in os.listdir(directory) if TEMPORARY.fullmatch(n)]
+        for path in doomed:
+            remove(path)
+        return doomed
+    return []
