@@ -36,6 +36,7 @@ class Started:
     boot_id: str
     instance_id: str
     trainer: TrainerFound | None = None
+    booted: float = 0.0  # wall clock: when this machine booted
 
 
 @dataclass(frozen=True, slots=True)

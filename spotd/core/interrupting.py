@@ -1,0 +1,426 @@
+"""Notices, stops and drills: one road, three reasons to take it.
+
+signal -> (trainer saves and ends) -> look at the disk -> upload the newest -> drained
+
+The stop signal goes out first, once, and everything else waits for it. The trainer is
+killed, and uploads stop, when the margin before the deadline begins and not sooner;
+only a stop by the user does not wait for a trainer that catches no signal longer than
+it takes to store what it saved. Nothing here ever stops the machine: an operating-system
+shutdown would make EC2 disable the persistent request, and nobody would start it again.
+
+Past the deadline plus `interruption.not_carried_out_after` and still running, the notice
+was not carried out and training goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core import resuming, storing, training
+from spotd.core.deadline import PLANNED, WINDOW, plan_deadline
+from spotd.core.state import Interruption, Notice, Phase, Turn, newest_known, unstored
+
+STEADY = 3  # polls with an unchanged time after which a changed one is a new notice
+BLIND_AFTER = 2  # polls that failed in a row; a single one is weather
+SILENCE = 6.0  # polls' worth of silence after which the watcher itself counts as blind
+
+
+# --- the metadata service ------------------------------------------------------------
+
+
+def on_metadata(t: Turn, event: on.MetadataAnswered) -> None:
+    """One poll that worked."""
+    m = t.state.metadata
+    if event.action is not None:
+        _on_notice(t, event.action, event.time)
+    elif m.notice is not None:
+        if not m.notice.ignored:
+            t.announce("notice_withdrawn", "the notice is no longer in the metadata", 5)
+        t.set_metadata(notice=None)
+    if m.announced:
+        t.announce("imds_back", "the metadata service answers again", 5)
+    t.set_metadata(
+        last_ok=t.now.mono,
+        last_ok_wall=t.now.wall,
+        failures=0,
+        blind_since=None,
+        reason="",
+        announced=False,
+    )
+    if event.rebalance != m.rebalance:
+        t.set_metadata(rebalance=event.rebalance)
+        if event.rebalance is not None:
+            _on_rebalance(t, event.rebalance)
+    ids = frozenset(e[0] for e in event.events)
+    for event_id, code, not_before in event.events:
+        if event_id not in m.scheduled:
+            _on_scheduled(t, event_id, code, not_before)
+    if ids != m.scheduled:
+        t.set_metadata(scheduled=ids)
+
+
+def on_metadata_failed(t: Turn, event: on.MetadataFailed) -> None:
+    """Reported once; training is untouched."""
+    m = t.state.metadata
+    failures = m.failures + 1
+    since = m.blind_since if m.blind_since is not None else t.now.wall
+    t.set_metadata(failures=failures, blind_since=since, reason=event.reason)
+    if failures >= BLIND_AFTER and not m.announced:
+        _announce_blind(t, event.reason, event.hint)
+
+
+def _announce_blind(t: Turn, reason: str, hint: str = "") -> None:
+    advice = f". {hint}" if hint else ""
+    t.set_metadata(announced=True)
+    t.announce(
+        "imds_blind",
+        f"the metadata service does not answer, so no notice can be seen: {reason}{advice}. "
+        "Training goes on; spotd keeps asking",
+        4,
+    )
+
+
+def advance_metadata(t: Turn) -> None:
+    """The watcher's own silence is blindness too."""
+    m = t.state.metadata
+    silent_after = SILENCE * max(t.policy.poll_interval, 5.0)
+    last = m.last_ok
+    if last is not None and not m.announced and t.now.mono - last >= silent_after:
+        since = m.blind_since if m.blind_since is not None else m.last_ok_wall
+        t.set_metadata(blind_since=since, reason=m.reason or "no answer from the watcher")
+        _announce_blind(t, t.state.metadata.reason)
+
+
+def _on_rebalance(t: Turn, when: str) -> None:
+    policy = t.policy.on_rebalance
+    if policy == "ignore":
+        return
+    asked = policy == "checkpoint" and t.state.interruption is None
+    asked = asked and training.ask_for_checkpoint(t)
+    then = "asking for a checkpoint" if asked else "training goes on"
+    t.announce(
+        "rebalance_recommended",
+        f"EC2 says this instance is at elevated risk since {when}: {then}",
+        5,
+    )
+
+
+def _on_scheduled(t: Turn, event_id: str, code: str, not_before: str) -> None:
+    policy = t.policy.on_scheduled_event
+    if policy == "ignore":
+        return
+    asked = policy == "checkpoint" and t.state.interruption is None
+    asked = asked and training.ask_for_checkpoint(t)
+    then = ": asking for a checkpoint" if asked else ""
+    t.announce(
+        "scheduled_event", f"EC2 has scheduled {code} ({event_id}) for {not_before}{then}", 5
+    )
+
+
+# --- notices -------------------------------------------------------------------------
+
+
+def _on_notice(t: Turn, action: str, time: float | None) -> None:
+    seen = t.state.metadata.notice
+    if seen is not None and seen.action == action:
+        jumped = seen.ignored and seen.time != time and seen.steady_polls >= STEADY
+        steady = seen.steady_polls + 1 if seen.time == time else 0
+        t.set_metadata(notice=replace(seen, time=time, steady_polls=steady))
+        # One notice is one notice though its time slides. Only of a notice that is over
+        # (its time stood still, poll after poll) a new time in the future is a new one.
+        if not (jumped and time is not None and time > t.now.wall):
+            return
+    deadline = plan_deadline(action, time, t.now.wall, t.state.booted)
+    i = t.state.interruption
+    carried_over = i is not None and i.source == "notice" and seen is None and i.action == action
+    overdue = (
+        time is not None and t.now.wall - time > t.policy.not_carried_out_after and i is None
+    )
+    if deadline.history or overdue:
+        t.set_metadata(notice=Notice(action, time, ignored=True))
+        t.announce("notice_ignored", f"an old {action} notice is still in the metadata: history")
+        return
+    t.set_metadata(notice=Notice(action, time))
+    if carried_over:
+        return  # the daemon was started again in the middle of it
+    begin(t, "notice", action, deadline.seconds)
+
+
+def begin(
+    t: Turn, source: str, action: str, seconds: float, *, request: int | None = None
+) -> None:
+    """Begins an interruption, or joins it to the one under way."""
+    now = t.now.mono
+    deadline = now + seconds
+    hibernating = action == "hibernate"  # memory is kept: killing would only lose work
+    kill_at = None if hibernating else max(now, deadline - t.policy.margin)
+    resume_at = None if source == "stop" else deadline + t.policy.not_carried_out_after
+    old = t.state.interruption
+    if old is None:
+        new = Interruption(
+            source, action, now, t.now.wall, deadline, kill_at, resume_at,
+            exit_after=source == "stop", request=request,
+        )  # fmt: skip
+        t.set(interruption=new, retry_at=None)
+    else:
+        _join(t, old, source, action, deadline, kill_at, resume_at)
+    i = t.state.interruption
+    if i is None:
+        return
+    if t.state.trainer is None or t.state.trainer.pid is not None:
+        resuming.cancel(t)
+    if source == "notice" and (old is None or old.source != "notice"):
+        counts = t.state.counts
+        t.set(counts=replace(counts, interruptions=counts.interruptions + 1))
+    # The signal before all else; `stop` has it on record first.
+    training.stop(t, kill_in=None if i.kill_at is None else i.kill_at - now)
+    phase = Phase.STOPPING if i.exit_after else Phase.DRAINING
+    if not (t.state.phase is Phase.COMPLETED and source != "stop"):
+        t.enter(phase, f"{action} in {max(0.0, seconds):.0f} s")
+    t.set_interruption(drained=False)
+    t.do(do.WarmStore())
+    t.persist()
+    _announce_begin(t, source, action, seconds)
+    t.do(do.SyncJournal())
+    if t.state.trainer is None and i.inspection == "none":
+        t.do(do.Inspect(settled=True))
+        t.set_interruption(inspection="asked")
+
+
+def _join(
+    t: Turn,
+    old: Interruption,
+    source: str,
+    action: str,
+    deadline: float,
+    kill_at: float | None,
+    resume_at: float | None,
+) -> None:
+    """Two at once: the earlier deadline counts, and a stop of the daemon ends it."""
+    if old.request is not None and source != "drill":
+        t.do(do.Reply(old.request, ok=False, message=f"the drill became real: {action}"))
+    kills = [k for k in (old.kill_at, kill_at) if k is not None]
+    real = "notice" if "notice" in (old.source, source) else source
+    exit_after = old.exit_after or source == "stop"
+    resumes = [r for r in (old.resume_at, resume_at) if r is not None]
+    t.set_interruption(
+        source=real,
+        action=action if source != "stop" or old.source == "drill" else old.action,
+        deadline=min(old.deadline, deadline),
+        kill_at=min(kills) if kills else None,
+        resume_at=None if exit_after else max(resumes, default=None),
+        exit_after=exit_after,
+        request=None,
+    )
+
+
+def _announce_begin(t: Turn, source: str, action: str, seconds: float) -> None:
+    if source == "notice":
+        t.announce("interruption_notice", f"{action} notice: about {seconds:.0f} s left", 4,
+                   action=action)  # fmt: skip
+    elif source == "drill":
+        t.announce("drill_started", "a drill: the whole path short of the stop", 5)
+    else:
+        t.announce("stop_requested", f"asked to stop: {seconds:.0f} s for it", 5)
+
+
+def on_stop(t: Turn, event: on.StopRequested) -> None:
+    """SIGTERM to the daemon: `systemctl stop`, a shutdown, or the first half of a restart."""
+    if event.restart:
+        t.persist()
+        t.announce("daemon_restarting", "spotd is being restarted; the trainer goes on", 5)
+        t.do(do.Exit(0))
+        return
+    if t.state.interruption is not None and t.state.interruption.exit_after:
+        return
+    if t.state.phase is Phase.STARTING and not t.state.boot:
+        t.do(do.Exit(0))
+        return
+    begin(t, "stop", "stop", event.seconds)
+
+
+def on_drill(t: Turn, event: on.DrillRequested) -> None:
+    """`spotd drill`."""
+    state = t.state
+    if state.trainer is None or state.trainer.pid is None or state.interruption is not None:
+        t.do(
+            do.Reply(
+                event.request,
+                ok=False,
+                message=f"a drill needs a running trainer; spotd is {state.phase.value}",
+            )
+        )
+        return
+    begin(t, "drill", "drill", WINDOW, request=event.request)
+
+
+# --- until it is over ----------------------------------------------------------------
+
+
+def advance(t: Turn) -> None:
+    """Kills at the margin, sees when all is safe, and goes on when nothing came of it."""
+    i = t.state.interruption
+    if i is None:
+        return
+    now = t.now.mono
+    trainer = t.state.trainer
+    if trainer is not None and trainer.pid is not None:
+        if trainer.stop is None:
+            training.stop(t, kill_in=None if i.kill_at is None else i.kill_at - now)
+        if trainer.stop == "uncaught" and training.is_settled(t):
+            if i.exit_after:
+                training.kill(t, "it does not catch the stop signal, and what it saved is stored")
+            elif i.source == "drill":
+                _end_uncaught_drill(t)
+                return
+    if i.kill_at is not None and now >= i.kill_at and not i.stopped_uploads:
+        t.set_interruption(stopped_uploads=True)
+        training.kill(t, "the margin before the deadline has begun")
+        storing.halt(t)
+    _check_drained(t)
+    i = t.state.interruption
+    if i is not None and i.resume_at is not None and now >= i.resume_at:
+        _not_carried_out(t)
+
+
+def _check_drained(t: Turn) -> None:
+    state = t.state
+    i = state.interruption
+    if i is None or i.drained or state.trainer is not None or i.inspection == "asked":
+        return
+    if state.resuming is not None:
+        return
+    busy = state.store.upload is not None or bool(unstored(state))
+    if busy and not i.stopped_uploads:
+        return
+    newest = newest_known(state)
+    _drained(t, saved=newest is None or newest.stored)
+
+
+def _drained(t: Turn, *, saved: bool) -> None:
+    i = t.state.interruption
+    if i is None:
+        return
+    t.mark("drained")
+    seconds = t.now.mono - i.seen
+    newest = newest_known(t.state)
+    t.set_interruption(drained=True, saved=saved)
+    if newest is None:
+        what = "there was no checkpoint to keep"
+    elif saved:
+        what = f"{newest.name} is in the store"
+    else:
+        on_disk = "durable on the disk" if newest.durable else "on the disk"
+        what = f"{newest.name} is {on_disk} but not in the store; it goes up after the restart"
+    t.persist()
+    t.announce(
+        "drained",
+        f"safe to stop after {seconds:.1f} s: {what}",
+        5,
+        seconds=round(seconds, 3),
+        **({} if newest is None else {"checkpoint": newest.id}),
+    )
+    t.do(do.SyncJournal())
+    if i.exit_after:
+        t.do(do.ReleaseLease())
+        t.do(do.Exit(0))
+        return
+    if i.source == "drill":
+        _end_drill(t, seconds)
+        return
+    if i.action == "terminate":
+        t.do(do.ReleaseLease())  # the replacement may take over at once
+        t.set_store(status="new", lease_until=None, retry_at=None)
+        t.set(lease_until_wall=0.0)
+    if t.state.completed:
+        t.set(interruption=None)
+        t.enter(Phase.COMPLETED, "the run is complete")
+        return
+    t.enter(Phase.DRAINED, f"safe to stop: {what}")
+
+
+def _end_uncaught_drill(t: Turn) -> None:
+    """A rehearsal kills nobody who would only lose work by it."""
+    i = t.state.interruption
+    newest = newest_known(t.state)
+    if i is None or i.request is None:
+        return
+    kept = f"{newest.name} is stored" if newest is not None else "there is no checkpoint yet"
+    t.do(
+        do.Reply(
+            i.request,
+            ok=False,
+            message=f"the trainer does not catch {t.policy.stop_signal}: at a notice it would "
+            f"train on to the margin, then be killed; {kept}, what comes after it would be lost",
+            data={"hint": "let it save more often, or install a handler for the signal"},
+        )
+    )
+    t.announce("drill_finished", "the drill found a trainer that catches no stop signal", 5)
+    _go_on(t)
+
+
+def _end_drill(t: Turn, seconds: float) -> None:
+    i = t.state.interruption
+    if i is None:
+        return
+    if i.request is not None:
+        fits = i.saved and seconds <= PLANNED
+        verdict = "fits into" if fits else "does NOT fit into"
+        t.do(
+            do.Reply(
+                i.request,
+                ok=fits,
+                message=f"{seconds:.1f} s: {verdict} the two minutes "
+                f"(planned with {PLANNED:.0f} s, {t.policy.margin:.0f} s of them margin)",
+                data={
+                    "timeline": [[what, round(at, 3)] for what, at in i.marks],
+                    "seconds": round(seconds, 3),
+                    "fits": fits,
+                    "stored": i.saved,
+                },
+            )
+        )
+    t.announce("drill_finished", f"the drill took {seconds:.1f} s; training goes on", 5)
+    _go_on(t)
+
+
+def _not_carried_out(t: Turn) -> None:
+    i = t.state.interruption
+    if i is None:
+        return
+    counts = t.state.counts
+    t.set(counts=replace(counts, not_carried_out=counts.not_carried_out + 1))
+    late = t.now.mono - i.deadline
+    t.announce(
+        "not_carried_out",
+        f"the {i.action} notice was not carried out ({late:.0f} s past its time): training goes on",
+        5,
+    )
+    notice = t.state.metadata.notice
+    if notice is not None:
+        t.set_metadata(notice=replace(notice, ignored=True, steady_polls=0))
+    _go_on(t)
+
+
+def _go_on(t: Turn) -> None:
+    t.set(interruption=None)
+    t.set_store(halted=False)
+    trainer = t.state.trainer
+    if t.state.completed:
+        if t.state.phase is not Phase.COMPLETED:
+            t.enter(Phase.COMPLETED, "the run is complete")
+    elif trainer is None:
+        t.persist()
+        resuming.begin(t, "going on after the interruption")
+    else:
+        # Hibernated and woken, or it catches no signal: it has been training all along.
+        told = trainer.stop in ("intended", "sent")
+        t.set_trainer(
+            kill_at=t.now.mono + t.policy.stop_timeout if told else None,
+            stop=trainer.stop if told else None,
+            stop_retry_at=None,
+        )
+        t.enter(Phase.RUNNING)
+        t.persist()

@@ -1,0 +1,44 @@
+"""Which names are those of checkpoints, and which are those of files still being made."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+# Shapes of temporary names, lower case: safetensors `.tmpXXXX`, timm `tmp.pth.tar`, orbax,
+# DCP `.metadata.tmp`, older transformers `tmp-checkpoint-500`, and what people write.
+_TEMPORARY = (
+    ".tmp*", "*.tmp", "tmp.*", "*_tmp.*", "*.orbax-checkpoint-tmp*",
+    "*.tmp.*", "*.tmp-*", "*.tmp_*", "tmp-*", "tmp_*", "*.part", "*.partial", "*.incomplete",
+    "*.lock", "*~", "*.swp",
+)  # fmt: skip
+
+_EXTENSIONS = (
+    ".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl", ".pickle", ".npz", ".npy",
+    ".h5", ".hdf5", ".keras", ".msgpack", ".joblib", ".pdparams", ".pdopt", ".params", ".gguf",
+    ".distcp", ".model", ".weights", ".state", ".zip",
+)  # fmt: skip
+
+# Parts of a checkpoint, and things trainers leave beside checkpoints: alone they are none.
+_PART = re.compile(
+    r"(training_args\.bin|optimizer(_\d+)?\.(pt|bin)|scheduler(_\d+)?\.(pt|bin)|scaler\.pt"
+    r"|rng_state(_\d+)?\.pth|random_states_\d+\.pkl|sampler(_\d+)?\.bin|custom_checkpoint_\d+\.pkl"
+    r"|.*-\d{5}-of-\d{5}\.[a-z]+|.*\.distcp|tokenizer\.model|dl_state_dict(_\d+)?\.bin)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is still being made by the rules of some writer."""
+    lower = name.lower()
+    return any(fnmatchcase(lower, pattern) for pattern in _TEMPORARY)
+
+
+def has_checkpoint_extension(name: str) -> bool:
+    """Whether a file's name ends as checkpoints do, parts of directories included."""
+    return name.lower().endswith(_EXTENSIONS)
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a file of this name is by itself a checkpoint under the pattern `*`."""
+    return has_checkpoint_extension(name) and _PART.fullmatch(name) is None

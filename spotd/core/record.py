@@ -1,0 +1,139 @@
+"""What survives the daemon: the state's durable part, as plain JSON values.
+
+Written before anything that depends on it, read by the next daemon. A field that is
+missing or of the wrong type (an older spotd, a damaged file) falls back to its default:
+a record can always be read, at worst as "nothing known".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from spotd.core.state import Counts, Interruption, Known
+
+if TYPE_CHECKING:
+    from spotd.core.state import State
+
+FORMAT = 1
+KEEP_KNOWN = 64  # checkpoints remembered; more than any retention keeps
+
+
+def to_record(state: State) -> dict[str, object]:
+    """Returns the durable part of the state."""
+    trainer = state.trainer
+    i = state.interruption
+    return {
+        "format": FORMAT,
+        "run": state.run,
+        "instance_id": state.instance_id,
+        "boot_id": state.boot_id,
+        "attempt": state.attempt,
+        "next_sequence": state.next_sequence,
+        "known": [asdict(k) for k in state.known[-KEEP_KNOWN:]],
+        "trainer": None
+        if trainer is None
+        else {
+            "attempt": trainer.attempt,
+            "resumed_from": trainer.resumed_from,
+            "resumed_step": trainer.resumed_step,
+            "blind": trainer.blind,
+            "stop": trainer.stop,
+            "killed": trainer.killed,
+            "progressed": trainer.progressed,
+            "step": trainer.step,
+            "total_steps": trainer.total_steps,
+        },
+        "interruption": None
+        if i is None
+        else {
+            "source": i.source,
+            "action": i.action,
+            "seen_wall": i.seen_wall,
+            "deadline_wall": i.seen_wall + (i.deadline - i.seen),
+            "resume_wall": None if i.resume_at is None else i.seen_wall + (i.resume_at - i.seen),
+            "killable": i.kill_at is not None,
+        },
+        "counts": asdict(state.counts),
+        "lost_steps": state.lost_steps,
+        "best_step": state.best_step,
+        "last_step": state.last_step,
+        "failures": state.failures,
+        "blamed": list(state.blamed),
+        "rejected": sorted(state.rejected),
+        "crashes_from": list(state.crashes_from) if state.crashes_from else None,
+        "completed": state.completed,
+        "completion_stored": state.completion_stored,
+        "finished": state.finished,
+        "lease_until_wall": state.lease_until_wall,
+        "lease_generation": state.lease_generation,
+        "rate": state.store.rate,
+    }
+
+
+def integer(value: object, default: int = 0) -> int:
+    """Returns the value if it is an integer, else the default."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def optional_integer(value: object) -> int | None:
+    """Returns the value if it is an integer, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def number(value: object, default: float = 0.0) -> float:
+    """Returns the value if it is a number, else the default."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if ok else default  # type: ignore[arg-type]
+
+
+def text(value: object, default: str = "") -> str:
+    """Returns the value if it is text, else the default."""
+    return value if isinstance(value, str) else default
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """Returns the value if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def known_from(value: object) -> tuple[Known, ...]:
+    """Reads the checkpoints of a record; entries that do not fit are dropped."""
+    if not isinstance(value, list):
+        return ()
+    names = {f.name for f in fields(Known)}
+    result = []
+    for entry in value:
+        kept = {k: v for k, v in mapping(entry).items() if k in names}
+        if not (isinstance(kept.get("id"), str) and isinstance(kept.get("sequence"), int)):
+            continue
+        try:
+            result.append(Known(**kept))
+        except TypeError:
+            continue
+    return tuple(sorted(result, key=lambda k: k.sequence))
+
+
+def counts_from(value: object) -> Counts:
+    """Reads the counters of a record."""
+    m = mapping(value)
+    return Counts(**{f.name: integer(m.get(f.name)) for f in fields(Counts)})
+
+
+def interruption_from(value: object, mono: float, wall: float) -> Interruption | None:
+    """Reads an interruption of this boot, with its times turned back into `mono`."""
+    m = mapping(value)
+    if text(m.get("source")) != "notice":
+        return None  # a stop or a drill ends with the daemon that did it
+    seen = mono - (wall - number(m.get("seen_wall"), wall))
+    deadline = mono + (number(m.get("deadline_wall"), wall) - wall)
+    resume = m.get("resume_wall")
+    return Interruption(
+        source="notice",
+        action=text(m.get("action"), "stop"),
+        seen=seen,
+        seen_wall=number(m.get("seen_wall"), wall),
+        deadline=deadline,
+        kill_at=deadline if m.get("killable") else None,
+        resume_at=None if resume is None else mono + (number(resume) - wall),
+    )

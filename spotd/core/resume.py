@@ -1,0 +1,140 @@
+"""Which checkpoint training resumes from: the newest whole one of disk and store together.
+
+Order. What spotd has given an id is ordered by its sequence. Against those, a checkpoint
+on the disk without an id (it appeared while no spotd was looking, or was there before
+spotd came) is ordered by step where both belong to one family of names, and by the time
+of its newest file where not. The disk wins when equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spotd.core.checkpoint import name_family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint
+    from spotd.core.state import Known
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to resume from. `source`: "disk", "hold", "store" or "nothing".
+
+    `id` is None for a checkpoint on the disk that has none yet.
+    """
+
+    source: str
+    name: str | None = None
+    id: str | None = None
+    step: int | None = None
+    fingerprint: str | None = None
+
+
+NOTHING = Choice("nothing")
+
+
+def newest(checkpoints: Iterable[LocalCheckpoint]) -> LocalCheckpoint | None:
+    """Returns the newest of what stands in the directory.
+
+    Names of one family (`step-100`, `step-200`) are ordered by step, families among each
+    other by the time of their newest file: a step in `epoch_7.pt` and one in
+    `checkpoint-500` have nothing to do with each other.
+    """
+    best: dict[str, LocalCheckpoint] = {}
+    for c in checkpoints:
+        family = name_family(c.name)
+        if family not in best or _within_family(c) > _within_family(best[family]):
+            best[family] = c
+    return max(best.values(), key=lambda c: (c.mtime_ns, c.step or 0, c.name), default=None)
+
+
+def _within_family(c: LocalCheckpoint) -> tuple[int, int, str]:
+    return (c.step if c.step is not None else -1, c.mtime_ns, c.name)
+
+
+def same_content(local: LocalCheckpoint, stored: StoredCheckpoint) -> bool:
+    """Whether a file on the disk is what the store has (restores keep names and times)."""
+    return (local.name, local.kind, local.size, local.mtime_ns) == (
+        stored.name,
+        stored.kind,
+        stored.size,
+        stored.mtime_ns,
+    )
+
+
+def choose(
+    *,
+    local: Sequence[LocalCheckpoint],
+    held: Sequence[tuple[str, LocalCheckpoint]],
+    stored: Sequence[StoredCheckpoint],
+    known: Sequence[Known],
+    rejected: frozenset[str] = frozenset(),
+) -> Choice:
+    """Picks what to resume from.
+
+    Args:
+        local: Whole checkpoints in the trainer's directory.
+        held: (id, checkpoint) that spotd holds, whole.
+        stored: What the store lists; empty when the store is not to be asked.
+        known: What this machine recorded.
+        rejected: Ids and fingerprints that are not to be tried.
+    """
+    best = NOTHING
+    best_key: tuple[int, int] = (-1, -1)
+
+    def offer(choice: Choice, sequence: int, rank: int) -> None:
+        nonlocal best, best_key
+        if {choice.id, choice.fingerprint} & rejected:
+            return
+        if (sequence, rank) > best_key:
+            best, best_key = choice, (sequence, rank)
+
+    recorded = {(k.name, k.fingerprint): k for k in known}
+    unrecorded = []
+    for c in local:
+        k = recorded.get((c.name, c.fingerprint))
+        match = next((s for s in stored if same_content(c, s)), None)
+        if k is not None:
+            offer(Choice("disk", c.name, k.id, k.step, c.fingerprint), k.sequence, 3)
+        elif match is not None:
+            found = Choice("disk", c.name, match.id, match.step, c.fingerprint)
+            offer(found, match.sequence, 3)
+        elif c.fingerprint not in rejected:
+            unrecorded.append(c)
+    for checkpoint_id, c in held:
+        k = next((k for k in known if k.id == checkpoint_id), None)
+        if k is not None:
+            offer(Choice("hold", c.name, k.id, k.step, k.fingerprint), k.sequence, 2)
+    for s in stored:
+        offer(Choice("store", s.name, s.id, s.step), s.sequence, 1)
+
+    fresh = newest(unrecorded)
+    if fresh is not None and _newer_than_best(fresh, best_key[0], stored, known):
+        return Choice("disk", fresh.name, None, fresh.step, fresh.fingerprint)
+    return best
+
+
+def _newer_than_best(
+    fresh: LocalCheckpoint,
+    sequence: int,
+    stored: Sequence[StoredCheckpoint],
+    known: Sequence[Known],
+) -> bool:
+    """Whether a checkpoint without an id is newer than the best one that has one."""
+    others: list[Known | StoredCheckpoint] = [k for k in known if k.sequence == sequence]
+    others += [s for s in stored if s.sequence == sequence]
+    return not others or is_newer(fresh, others[0])
+
+
+def is_newer(fresh: LocalCheckpoint, other: Known | StoredCheckpoint) -> bool:
+    """Orders a checkpoint without an id against one with: by step in one family, else by time."""
+    same_family = name_family(fresh.name) == name_family(other.name)
+    if same_family and fresh.step is not None and other.step is not None:
+        if fresh.step != other.step:
+            return fresh.step > other.step
+        return fresh.mtime_ns > other.mtime_ns
+    return fresh.mtime_ns > other.mtime_ns

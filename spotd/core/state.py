@@ -1,0 +1,435 @@
+"""What the core remembers between two events, and the workbench a decision is made on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from spotd.core import actions as do
+
+if TYPE_CHECKING:
+    from spotd.core.actions import Action
+    from spotd.core.checkpoint import StoredCheckpoint
+    from spotd.core.events import HeldCheckpoint, LocalInventory
+    from spotd.core.resume import Choice
+
+
+class Phase(str, Enum):
+    """The states a user sees in `spotd status` (contracts.md, section 5)."""
+
+    STARTING = "starting"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    BACKING_OFF = "backing-off"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """A moment: `mono` seconds of a clock that never jumps (and counts suspended time),
+    `wall` seconds since the epoch.
+    """
+
+    mono: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The part of the configuration that decisions depend on; durations in seconds."""
+
+    margin: float = 10.0
+    on_rebalance: str = "checkpoint"
+    on_scheduled_event: str = "notify"
+    not_carried_out_after: float = 300.0
+    stop_timeout: float = 120.0
+    stop_signal: str = "SIGTERM"
+    checkpoint_signal: str | None = None
+    preflight: bool = False
+    preflight_timeout: float = 120.0
+    backoff_min: float = 1.0
+    backoff_max: float = 300.0
+    max_failures: int = 5
+    progress_timeout: float | None = None
+    keep_local: int | None = None
+    keep: int = 5
+    start_timeout: float = 300.0
+    completion_action: str = "keep"
+    poll_interval: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A checkpoint that has an id: its content was whole when spotd looked.
+
+    Attributes:
+        created: Wall clock seconds at which it was seen.
+        present: It stands under its name in the trainer's directory.
+        hold: How it is held ("reflink", "copy", "link", "none"), None while it is not.
+        durable: Every byte and every name of it has been fsynced.
+        stored: Its manifest is in the store.
+        unsendable: It can never be stored (the source changed or vanished first, or its
+            id was given without knowing what the store has).
+    """
+
+    id: str
+    sequence: int
+    name: str
+    kind: str
+    size: int
+    mtime_ns: int
+    fingerprint: str
+    step: int | None
+    created: float
+    present: bool = True
+    hold: str | None = None
+    durable: bool = False
+    stored: bool = False
+    unsendable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """The trainer that runs, or is just being started (`pid` None).
+
+    `stop` is None, "intended" (on record before the signal), "sent", or "uncaught" (no
+    process of it catches the signal, so none was sent).
+    """
+
+    attempt: int
+    started: float
+    started_mono: float
+    pid: int | None = None
+    adopted: bool = False
+    resumed_from: str | None = None
+    resumed_step: int | None = None
+    blind: bool = False
+    stop: str | None = None
+    stop_retry_at: float | None = None
+    kill_at: float | None = None
+    killed: bool = False
+    hung: bool = False
+    superseded: bool = False
+    progressed: bool = False
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    status: str | None = None
+    last_progress: float = 0.0
+    activity: int | None = None
+    measuring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """The way from "should train" to a started trainer.
+
+    `stage`: "looking" (at disk and store), "fetching", "reinstating", "clearing" (putting
+    torn ones aside), "preflight", "starting".
+    """
+
+    since: float
+    stage: str = "looking"
+    local: LocalInventory | None = None
+    inspecting: bool = False
+    inspect_at: float = 0.0
+    choice: Choice | None = None
+    clearing: frozenset[str] = frozenset()
+    clear_by: float = 0.0
+    rejected: frozenset[str] = frozenset()
+    retry_at: float | None = None
+    preflight_until: float | None = None
+    waiting_for: str = ""
+    fetch_failing_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """A notice, a stop of the daemon, or a drill; from the moment it is seen.
+
+    Times are `Now.mono`. `kill_at` is None where nothing is gained by killing.
+    `resume_at` is when the notice counts as not carried out, None for a stop.
+    `marks` are (what, seconds since `seen`) for the timeline.
+    """
+
+    source: str  # "notice", "stop" or "drill"
+    action: str
+    seen: float
+    seen_wall: float
+    deadline: float
+    kill_at: float | None
+    resume_at: float | None
+    exit_after: bool = False
+    request: int | None = None
+    inspection: str = "none"  # "none", "asked", "done"
+    stopped_uploads: bool = False
+    drained: bool = False
+    saved: bool = False
+    marks: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The notice as IMDS last showed it, so that one notice is one notice."""
+
+    action: str
+    time: float | None
+    ignored: bool = False  # history, or not carried out
+    steady_polls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """How well the metadata service answers."""
+
+    last_ok: float | None = None
+    last_ok_wall: float | None = None
+    failures: int = 0
+    blind_since: float | None = None  # wall clock
+    reason: str = ""
+    announced: bool = False
+    notice: Notice | None = None
+    rebalance: str | None = None
+    scheduled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The upload under way."""
+
+    id: str
+    sequence: int
+    size: int
+    since: float
+    sent: int = 0
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is known of the store. `status`: "new", "open", "refused", "failed"."""
+
+    status: str = "new"
+    opening: bool = False
+    generation: int = 0
+    lease_until: float | None = None
+    renew_at: float | None = None
+    renewing: bool = False
+    lost: bool = False
+    holder: str = ""
+    listed: tuple[StoredCheckpoint, ...] = ()
+    ever_listed: bool = False
+    failures: int = 0
+    reason: str = ""
+    hint: str = ""
+    announced: bool = False
+    retry_at: float | None = None
+    asked_at: float | None = None
+    upload: Upload | None = None
+    upload_retry_at: float | None = None
+    upload_failures: int = 0
+    halted: bool = False
+    rate: float | None = None  # bytes per second of the last uploads
+    deleting: bool = False
+    delete_retry_at: float = 0.0
+    completing: bool = False
+    complete_retry_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    interruptions: int = 0
+    restarts: int = 0
+    crashes: int = 0
+    not_carried_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything. Frozen: a decision makes a new one."""
+
+    policy: Policy
+    run: str
+    phase: Phase = Phase.STARTING
+    since: float = 0.0  # wall clock: when `phase` was entered
+    booted: float = 0.0
+    boot: str = ""
+    boot_id: str = ""
+    instance_id: str = ""
+    attempt: int = 0
+    attempt_in_boot: int = 0
+    start_failures: int = 0
+    start_trouble: str = ""
+    next_sequence: int = 1
+    known: tuple[Known, ...] = ()
+    trainer: Trainer | None = None
+    resuming: Resuming | None = None
+    interruption: Interruption | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    store: Store = field(default_factory=Store)
+    counts: Counts = field(default_factory=Counts)
+    lost_steps: int = 0
+    best_step: int | None = None
+    last_step: int | None = None
+    failures: int = 0
+    blamed: tuple[str, ...] = ()  # names put aside because of crashes, newest last
+    rejected: frozenset[str] = frozenset()
+    crashes_from: tuple[str, int] | None = None
+    retry_at: float | None = None  # end of a back-off
+    reason: str = ""  # one line: why the phase is what it is
+    last_lines: tuple[str, ...] = ()
+    directory_trouble: str = ""
+    writing: tuple[str, ...] = ()
+    older_on_disk: bool = False
+    measure_at: float | None = None
+    persisted_at: float = 0.0
+    completed: bool = False
+    completion_stored: bool = False
+    completion_inspected: bool = False
+    finished: bool = False
+    lease_until_wall: float = 0.0
+    lease_generation: int = 0
+    checkpoint_requests: tuple[tuple[int, int], ...] = ()
+    held: tuple[HeldCheckpoint, ...] = ()
+
+
+# Which state may follow which. `spotd.core.lifecycle` says why; the diagram in
+# docs/lifecycle.md is drawn from this table, and a test walks it.
+P = Phase
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED}),
+    P.RESTORING: frozenset(
+        {P.RUNNING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
+    ),
+    P.RUNNING: frozenset(
+        {P.RESTORING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
+    ),
+    P.BACKING_OFF: frozenset({P.RESTORING, P.DRAINING, P.STOPPING}),
+    P.DRAINING: frozenset({P.DRAINED, P.STOPPING, P.RESTORING, P.RUNNING, P.COMPLETED}),
+    P.DRAINED: frozenset({P.RESTORING, P.STOPPING, P.DRAINING}),
+    P.COMPLETED: frozenset({P.STOPPING}),
+    P.FAILED: frozenset({P.STOPPING, P.DRAINING}),
+    P.STOPPING: frozenset({P.COMPLETED}),
+}
+
+
+class Turn:
+    """One decision being made: the state so far, and the actions so far, in order."""
+
+    def __init__(self, state: State, now: Now) -> None:
+        self.state = state
+        self.now = now
+        self.actions: list[Action] = []
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.state.policy
+
+    def do(self, action: Action) -> None:
+        """Appends an action."""
+        self.actions.append(action)
+
+    def set(self, **changes: Any) -> None:
+        """Changes fields of the state."""
+        self.state = replace(self.state, **changes)
+
+    def set_store(self, **changes: Any) -> None:
+        """Changes fields of `state.store`."""
+        self.set(store=replace(self.state.store, **changes))
+
+    def set_trainer(self, **changes: Any) -> None:
+        """Changes fields of the running trainer."""
+        if self.state.trainer is not None:
+            self.set(trainer=replace(self.state.trainer, **changes))
+
+    def set_resuming(self, **changes: Any) -> None:
+        """Changes fields of the resume under way."""
+        if self.state.resuming is not None:
+            self.set(resuming=replace(self.state.resuming, **changes))
+
+    def set_interruption(self, **changes: Any) -> None:
+        """Changes fields of the interruption under way."""
+        if self.state.interruption is not None:
+            self.set(interruption=replace(self.state.interruption, **changes))
+
+    def set_metadata(self, **changes: Any) -> None:
+        """Changes fields of `state.metadata`."""
+        self.set(metadata=replace(self.state.metadata, **changes))
+
+    def set_known(self, checkpoint_id: str, **changes: Any) -> None:
+        """Changes fields of the known checkpoint with this id, if there is one."""
+        known = tuple(
+            replace(k, **changes) if k.id == checkpoint_id else k for k in self.state.known
+        )
+        self.set(known=known)
+
+    def enter(self, phase: Phase, reason: str = "") -> None:
+        """Enters a phase; the table of transitions says which may follow which."""
+        if phase is self.state.phase:
+            self.set(reason=reason)
+            return
+        if phase not in TRANSITIONS[self.state.phase]:
+            raise AssertionError(f"no way from {self.state.phase.value} to {phase.value}")
+        self.set(phase=phase, since=self.now.wall, reason=reason)
+
+    def announce(self, name: str, message: str, priority: int = 6, **fields: object) -> None:
+        """Adds a journal line; what every line carries is filled in here."""
+        state = self.state
+        every: dict[str, object] = {"run": state.run}
+        if state.trainer is not None:
+            every["attempt"] = state.trainer.attempt
+            if state.trainer.step is not None:
+                every["step"] = state.trainer.step
+        elif state.attempt:
+            every["attempt"] = state.attempt
+        if state.interruption is not None:
+            every["seconds_left"] = max(0, round(state.interruption.deadline - self.now.mono))
+        self.do(do.Announce(name, message, priority, {**every, **fields}))
+
+    def persist(self) -> None:
+        """Adds a durable write of the record as it is at this point of the turn."""
+        from spotd.core.record import to_record  # noqa: PLC0415 - record knows State, State not it
+
+        self.set(persisted_at=self.now.mono)
+        self.do(do.Persist(to_record(self.state)))
+
+    def mark(self, what: str) -> None:
+        """Notes a moment on the timeline of the interruption under way, the first time."""
+        i = self.state.interruption
+        if i is not None and what not in dict(i.marks):
+            self.set_interruption(marks=(*i.marks, (what, self.now.mono - i.seen)))
+
+
+def newest_known(state: State) -> Known | None:
+    """Returns the newest checkpoint with an id that still exists somewhere, or None."""
+    good = [
+        k
+        for k in state.known
+        if (k.present or k.stored or k.hold not in (None, "none"))
+        and not ({k.id, k.fingerprint} & state.rejected)
+    ]
+    return max(good, key=lambda k: k.sequence, default=None)
+
+
+def unstored(state: State) -> list[Known]:
+    """Returns what is newer than everything in the store and could still be stored.
+
+    The newest one counts before it is held: `Hold` is on its way. Of older ones only what
+    is held can be sent.
+    """
+    top = max((s.sequence for s in state.store.listed), default=0)
+    last = newest_known(state)
+    return [
+        k
+        for k in state.known
+        if not (k.stored or k.unsendable)
+        and k.sequence > top
+        and (k.hold is not None or (k.present and last is not None and k.id == last.id))
+    ]

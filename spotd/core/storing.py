@@ -1,0 +1,587 @@
+"""Checkpoints from "seen whole" to "in the store": ids, holds, uploads, the lease, retention.
+
+Rules that the rest relies on:
+
+- An id is on record before anything is stored under it, and means one content for ever.
+- One upload at a time. In peace a running upload is never broken off (with saves faster
+  than the link, breaking off would mean that nothing is ever stored); when it ends, the
+  newest checkpoint goes next and what it has made useless is skipped.
+- Nothing is stored without the lease. A machine that lost it keeps training and says so.
+- A hold is released only when a newer checkpoint is held and durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core.checkpoint import StoredCheckpoint, checkpoint_id
+from spotd.core.deadline import worth_preempting
+from spotd.core.resume import is_newer, newest
+from spotd.core.retention import superfluous
+from spotd.core.state import Known, Phase, Turn, Upload, newest_known, unstored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from spotd.core.checkpoint import LocalCheckpoint
+    from spotd.core.state import State
+
+RETRY_MIN = 2.0  # seconds between tries while the store fails, doubled to RETRY_MAX
+RETRY_MAX = 60.0
+RETRY_URGENT = 1.0  # the same while a deadline runs
+LEASE_SHARE = 1 / 3  # of the lease's time after which it is renewed
+SUPERSEDE_GRACE = 30.0  # seconds a trainer has that turned out to be behind the store
+RATE_FLOOR = 1 << 20  # bytes; smaller uploads say nothing about the link
+
+
+# --- checkpoints on the disk ---------------------------------------------------------
+
+
+def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
+    """The watcher found a whole checkpoint."""
+    if t.state.directory_trouble:
+        t.set(directory_trouble="")
+    register(t, event.checkpoint)
+
+
+def register(t: Turn, c: LocalCheckpoint) -> Known | None:
+    """Gives a whole checkpoint an id, and has it held. None when it has one already."""
+    state = t.state
+    for k in state.known:
+        if (k.name, k.fingerprint) == (c.name, c.fingerprint) and (k.stored or not k.unsendable):
+            if not k.present:
+                t.set_known(k.id, present=True)
+            return None
+    step = c.step
+    if step is None and state.trainer is not None:
+        step = state.trainer.step
+    sequence = state.next_sequence
+    k = Known(
+        id=checkpoint_id(sequence, c.name),
+        sequence=sequence,
+        name=c.name,
+        kind=c.kind,
+        size=c.size,
+        mtime_ns=c.mtime_ns,
+        fingerprint=c.fingerprint,
+        step=step,
+        created=t.now.wall,
+    )
+    # What stood under this name before is no longer there.
+    for old in state.known:
+        if old.name == c.name and old.present:
+            t.set_known(old.id, present=False)
+    t.set(known=(*t.state.known, k), next_sequence=sequence + 1)
+    _note_progress(t, k)
+    forget_useless(t)
+    t.persist()
+    t.do(do.Hold(k.id, k.name, k.fingerprint))
+    t.announce(
+        "checkpoint_seen",
+        f"checkpoint {k.name} is whole ({megabytes(k.size)})",
+        checkpoint=k.id,
+        **({} if k.step is None else {"step": k.step}),
+    )
+    t.mark("saved")
+    return k
+
+
+def _note_progress(t: Turn, k: Known) -> None:
+    """A new checkpoint is progress: the failures before it are forgotten."""
+    t.set(failures=0, crashes_from=None, blamed=())
+    if k.step is not None:
+        t.set(best_step=max(k.step, t.state.best_step or 0))
+    t.set_trainer(progressed=True, last_progress=t.now.mono)
+
+
+def forget_useless(t: Turn) -> None:
+    """Drops records of checkpoints that are nowhere and will never be needed."""
+    newest_id = t.state.known[-1].id if t.state.known else None
+    uploading = t.state.store.upload.id if t.state.store.upload else None
+    kept = tuple(
+        k
+        for k in t.state.known
+        if k.present or k.hold is not None or k.id in (newest_id, uploading)
+    )
+    t.set(known=kept)
+
+
+def register_newest(t: Turn, checkpoints: Iterable[LocalCheckpoint]) -> Known | None:
+    """Gives an id to the newest checkpoint without one, if it is newer than all with one."""
+    recorded = {(k.name, k.fingerprint) for k in t.state.known if k.stored or not k.unsendable}
+    fresh = newest(
+        c
+        for c in checkpoints
+        if (c.name, c.fingerprint) not in recorded and c.fingerprint not in t.state.rejected
+    )
+    if fresh is None:
+        return None
+    best = newest_known(t.state)
+    if best is not None and not best.unsendable and not is_newer(fresh, best):
+        return None
+    return register(t, fresh)
+
+
+def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
+    """The trainer deleted or replaced it. What is held or stored stays."""
+    for k in t.state.known:
+        if k.name == event.name and k.present:
+            t.set_known(k.id, present=False)
+
+
+def on_held(t: Turn, event: on.Held) -> None:
+    """It is safe from the trainer's rotation and overwriting."""
+    t.set_known(event.id, hold=event.mode)
+
+
+def on_hold_failed(t: Turn, event: on.HoldFailed) -> None:
+    """It was gone or changed before it could be held: nothing can be stored under this id."""
+    t.set_known(event.id, unsendable=True)
+    t.announce(
+        "checkpoint_rejected",
+        f"checkpoint {event.id} changed before it could be held: {event.reason}",
+        5,
+        checkpoint=event.id,
+    )
+
+
+def on_durable(t: Turn, event: on.Durable) -> None:
+    """It survives a power cut; older holds are no longer needed."""
+    if not any(k.id == event.id for k in t.state.known):
+        return
+    t.set_known(event.id, durable=True)
+    _release_older_holds(t)
+    t.persist()
+
+
+def _release_older_holds(t: Turn) -> None:
+    safe = [k.sequence for k in t.state.known if k.hold not in (None, "none") and k.durable]
+    if not safe:
+        return
+    uploading = t.state.store.upload.id if t.state.store.upload else None
+    for k in t.state.known:
+        if k.hold is not None and k.sequence < max(safe) and k.id != uploading:
+            t.do(do.ReleaseHold(k.id))
+            t.set_known(k.id, hold=None)
+
+
+# --- the store's answers -------------------------------------------------------------
+
+
+def on_opened(t: Turn, event: on.StoreOpened) -> None:
+    """The lease is ours, and we know what the store has."""
+    stored_ids = {s.id for s in event.stored}
+    top = max((s.sequence for s in event.stored), default=0)
+    _store_answers(t)
+    t.set_store(
+        status="open",
+        opening=False,
+        generation=event.generation,
+        listed=event.stored,
+        ever_listed=True,
+        lost=False,
+        holder="",
+        retry_at=None,
+    )
+    _lease_granted(t, event.lease_in)
+    t.set(
+        lease_generation=event.generation,
+        next_sequence=max(t.state.next_sequence, event.top_sequence + 1, top + 1),
+    )
+    for k in t.state.known:
+        if k.id in stored_ids:
+            t.set_known(k.id, stored=True)
+        elif not k.stored and k.sequence <= top:
+            t.set_known(k.id, unsendable=True)
+    if event.completed and not t.state.completed:
+        t.set(completed=True, completion_stored=True)
+    trainer = t.state.trainer
+    _supersede(t, event)
+    if trainer is not None and any(k.unsendable and k.present for k in t.state.known):
+        # Ids given without knowing the store: what they named gets new ones.
+        t.do(do.Inspect(settled=False))
+    t.persist()
+
+
+def _supersede(t: Turn, event: on.StoreOpened) -> None:
+    """A trainer that was started without knowing the store may be behind what is there."""
+    trainer = t.state.trainer
+    if trainer is None or trainer.superseded or t.state.interruption is not None:
+        return
+    ahead = max(event.stored, key=lambda s: s.sequence, default=None)
+    if event.completed:
+        why = f"the store says that run {t.state.run} is complete"
+    elif trainer.blind and ahead is not None:
+        if ahead.step is not None and trainer.step is not None and ahead.step <= trainer.step:
+            return
+        why = f"the store has {ahead.id}, which this trainer started without"
+    else:
+        return
+    t.announce("trainer_superseded", f"{why}: stopping it to go on from the store", 4)
+    t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)
+
+
+def _lease_granted(t: Turn, lease_in: float) -> None:
+    t.set_store(
+        lease_until=t.now.mono + lease_in,
+        renew_at=t.now.mono + lease_in * LEASE_SHARE,
+        renewing=False,
+    )
+    t.set(lease_until_wall=t.now.wall + lease_in)
+
+
+def on_renewed(t: Turn, event: on.LeaseRenewed) -> None:
+    """Still ours."""
+    _store_answers(t)
+    _lease_granted(t, event.lease_in)
+
+
+def on_refused(t: Turn, event: on.LeaseRefused) -> None:
+    """Another machine trains this run."""
+    had = t.state.store.status == "open"
+    news = t.state.store.holder != event.holder
+    unleased = t.state.store.generation == 0  # this daemon never had it
+    _store_answers(t)
+    wait = min(max(event.expires_in, 1.0), 30.0)
+    t.set_store(
+        status="refused",
+        opening=False,
+        renewing=False,
+        holder=event.holder,
+        lost=had or t.state.store.lost,
+        retry_at=t.now.mono + wait,
+        lease_until=None,
+    )
+    t.set(lease_until_wall=0.0)
+    if t.state.store.upload is not None and not t.state.store.upload.stopping:
+        _stop_upload(t)
+    trainer = t.state.trainer
+    if trainer is not None and unleased and not trainer.superseded and not trainer.adopted:
+        t.announce(
+            "lease_refused",
+            f"run {t.state.run} is being trained by {event.holder}: stopping the trainer that "
+            "was started here while the store did not answer",
+            4,
+            holder=event.holder,
+        )
+        t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)
+    elif news and (had or trainer is not None):
+        t.announce(
+            "lease_lost",
+            f"{event.holder} has taken over run {t.state.run}: nothing is stored from here. "
+            "Stop one of the two, or give this one another `run` name",
+            4,
+            holder=event.holder,
+        )
+    elif news:
+        t.announce(
+            "lease_refused",
+            f"run {t.state.run} is being trained by {event.holder}; its lease runs out in "
+            f"{event.expires_in:.0f} s. Stop spotd there, or wait",
+            4,
+            holder=event.holder,
+        )
+
+
+def on_failed(t: Turn, event: on.StoreFailed) -> None:
+    """The store does not answer, or says no. Training is untouched."""
+    store = t.state.store
+    if event.operation == "open":
+        t.set_store(status="failed", opening=False)
+    elif event.operation == "lease":
+        t.set_store(renewing=False)
+    elif event.operation == "delete":
+        t.set_store(deleting=False, delete_retry_at=t.now.mono + RETRY_MAX)
+    elif event.operation == "complete":
+        t.set_store(completing=False, complete_retry_at=t.now.mono + _delay(t, store.failures + 1))
+    else:
+        return
+    _store_trouble(t, event.reason, event.hint)
+    retry = t.now.mono + _delay(t, t.state.store.failures)
+    if event.operation == "open":
+        t.set_store(retry_at=retry)
+    elif event.operation == "lease":
+        t.set_store(renew_at=retry)
+
+
+def _store_trouble(t: Turn, reason: str, hint: str) -> None:
+    store = t.state.store
+    news = not store.announced or store.hint != hint
+    t.set_store(failures=store.failures + 1, reason=reason, hint=hint, announced=True)
+    if news:
+        advice = f". {hint}" if hint else ""
+        t.announce(
+            "store_failed",
+            f"the store does not answer: {reason}{advice}. Training goes on; spotd tries again",
+            4,
+        )
+
+
+def _store_answers(t: Turn) -> None:
+    if t.state.store.announced:
+        t.announce("store_back", "the store answers again", 5)
+    t.set_store(failures=0, reason="", hint="", announced=False)
+
+
+def _delay(t: Turn, failures: int) -> float:
+    if t.state.interruption is not None:
+        return RETRY_URGENT
+    return float(min(RETRY_MAX, RETRY_MIN * 2.0 ** min(max(failures - 1, 0), 10)))
+
+
+# --- uploads -------------------------------------------------------------------------
+
+
+def on_progress(t: Turn, event: on.UploadProgressed) -> None:
+    """Some more of it is on its way."""
+    upload = t.state.store.upload
+    if upload is not None and upload.id == event.id:
+        t.set_store(
+            upload=Upload(
+                upload.id, upload.sequence, event.size, upload.since, event.sent, upload.stopping
+            )
+        )
+
+
+def on_uploaded(t: Turn, event: on.Uploaded) -> None:
+    """The manifest is in the store."""
+    state = t.state
+    k = next((k for k in state.known if k.id == event.id), None)
+    if state.store.upload is not None and state.store.upload.id == event.id:
+        t.set_store(upload=None)
+    if k is None:
+        return
+    _store_answers(t)
+    t.set_store(upload_failures=0, upload_retry_at=None)
+    t.set_known(k.id, stored=True)
+    if event.seconds > 0 and event.sent >= RATE_FLOOR:
+        rate = event.sent / event.seconds
+        old = t.state.store.rate
+        t.set_store(rate=rate if old is None else 0.5 * old + 0.5 * rate)
+    listed = StoredCheckpoint(
+        k.id, k.sequence, t.state.store.generation, k.name, k.kind, k.size, k.step,
+        k.created, k.mtime_ns, state.instance_id,
+    )  # fmt: skip
+    if k.id not in {s.id for s in t.state.store.listed}:
+        t.set_store(listed=(*t.state.store.listed, listed))
+    _release_older_holds(t)
+    t.persist()
+    t.announce(
+        "checkpoint_stored",
+        f"checkpoint {k.name} is in the store ({megabytes(k.size)} in {event.seconds:.1f} s)",
+        checkpoint=k.id,
+        bytes=k.size,
+        sent=event.sent,
+        seconds=round(event.seconds, 3),
+        **({} if k.step is None else {"step": k.step}),
+    )
+    t.mark("stored")
+    _delete_local(t)
+    _answer_requests(t, k)
+
+
+def on_upload_failed(t: Turn, event: on.UploadFailed) -> None:
+    """It is not in the store."""
+    upload = t.state.store.upload
+    if upload is None or upload.id != event.id:
+        return
+    t.set_store(upload=None)
+    if event.gone:
+        t.set_known(event.id, unsendable=True)
+        t.announce(
+            "checkpoint_rejected",
+            f"checkpoint {event.id} was not stored: {event.reason}",
+            5,
+            checkpoint=event.id,
+        )
+        return
+    failures = t.state.store.upload_failures + 1
+    t.set_store(upload_failures=failures, upload_retry_at=t.now.mono + _delay(t, failures))
+    _store_trouble(t, event.reason, event.hint)
+
+
+def on_uploads_stopped(t: Turn, _: on.UploadsStopped) -> None:
+    """Nothing is being sent any more."""
+    if t.state.store.upload is not None and t.state.store.upload.stopping:
+        t.set_store(upload=None)
+
+
+def _stop_upload(t: Turn) -> None:
+    upload = t.state.store.upload
+    if upload is not None and not upload.stopping:
+        t.do(do.StopUploads())
+        t.set_store(
+            upload=Upload(
+                upload.id, upload.sequence, upload.size, upload.since, upload.sent, stopping=True
+            )
+        )
+
+
+def halt(t: Turn) -> None:
+    """Stops uploads until `unhalt`: the margin before the deadline has begun."""
+    if not t.state.store.halted:
+        t.set_store(halted=True)
+        _stop_upload(t)
+
+
+def next_upload(state: State) -> Known | None:
+    """Returns the newest checkpoint that is not in the store but could be, or None."""
+    waiting = [k for k in unstored(state) if k.hold is not None]
+    return max(waiting, key=lambda k: k.sequence, default=None)
+
+
+def wanted(state: State) -> bool:
+    """Whether there is any business with the store: training, or something left to store."""
+    if state.resuming is not None or state.trainer is not None:
+        return True
+    if state.interruption is not None and not state.interruption.drained:
+        return True
+    if state.completed and not state.completion_stored:
+        return True
+    return bool(unstored(state))
+
+
+def advance(t: Turn) -> None:
+    """Opens the store, keeps the lease, sends the newest, deletes the superfluous."""
+    store = t.state.store
+    now = t.now.mono
+    if not wanted(t.state) or store.halted:
+        return
+    if store.status == "open" and store.lease_until is not None and now >= store.lease_until:
+        t.set_store(status="failed", retry_at=now, renewing=False)
+        store = t.state.store
+    if store.status != "open":
+        if not store.opening and (store.retry_at is None or now >= store.retry_at):
+            t.do(do.OpenStore())
+            asked = now if store.asked_at is None else store.asked_at
+            t.set_store(opening=True, asked_at=asked, retry_at=None)
+        return
+    if store.renew_at is not None and now >= store.renew_at and not store.renewing:
+        t.do(do.RenewLease())
+        t.set_store(renewing=True)
+    _pump(t)
+    _retain(t)
+
+
+def _pump(t: Turn) -> None:
+    store = t.state.store
+    waiting = next_upload(t.state)
+    if waiting is None:
+        return
+    i = t.state.interruption
+    if store.upload is not None:
+        if i is None or store.upload.stopping or store.upload.sequence >= waiting.sequence:
+            return
+        left = (i.deadline - t.policy.margin) - t.now.mono
+        remaining = max(0, store.upload.size - store.upload.sent)
+        if worth_preempting(
+            left=left, rate=store.rate, current_remaining=remaining, newer_size=waiting.size
+        ):
+            _stop_upload(t)
+        return
+    if store.upload_retry_at is not None and t.now.mono < store.upload_retry_at:
+        return
+    t.do(
+        do.Upload(
+            id=waiting.id,
+            name=waiting.name,
+            fingerprint=waiting.fingerprint,
+            step=waiting.step,
+            created=waiting.created,
+            generation=store.generation,
+            urgent=i is not None,
+        )
+    )
+    t.set_store(upload=Upload(waiting.id, waiting.sequence, waiting.size, t.now.mono))
+    t.mark("upload started")
+
+
+def _retain(t: Turn) -> None:
+    store = t.state.store
+    if store.deleting or t.state.interruption is not None or t.now.mono < store.delete_retry_at:
+        return
+    ids = superfluous(store.listed, t.policy.keep)
+    if ids:
+        t.do(do.DeleteFromStore(ids))
+        t.set_store(deleting=True)
+
+
+def on_deleted(t: Turn, event: on.DeletedFromStore) -> None:
+    """Retention has done its work."""
+    gone = set(event.ids)
+    t.set_store(
+        deleting=False, listed=tuple(s for s in t.state.store.listed if s.id not in gone)
+    )
+
+
+def _delete_local(t: Turn) -> None:
+    """`checkpoints.keep_local`: deletes old ones that are verified, durable and stored."""
+    if t.policy.keep_local is None:
+        return
+    safe = sorted(
+        (k for k in t.state.known if k.present and k.stored and k.durable),
+        key=lambda k: k.sequence,
+    )
+    last = newest_known(t.state)
+    for k in safe[: -max(1, t.policy.keep_local)]:
+        if last is not None and k.id != last.id:
+            t.do(do.DeleteLocal(k.name, k.fingerprint))
+
+
+def _answer_requests(t: Turn, k: Known) -> None:
+    waiting = []
+    for request, after in t.state.checkpoint_requests:
+        if k.sequence < after:
+            waiting.append((request, after))
+            continue
+        t.do(
+            do.Reply(
+                request, ok=True, message=f"checkpoint {k.id} is in the store", data={"id": k.id}
+            )
+        )
+    t.set(checkpoint_requests=tuple(waiting))
+
+
+# --- the end of the run --------------------------------------------------------------
+
+
+def advance_completion(t: Turn) -> None:
+    """Once the run is complete: the last checkpoint, completed.json, the lease, the instance."""
+    state = t.state
+    if not state.completed or state.trainer is not None or state.resuming is not None:
+        return
+    if not state.completion_stored:
+        if state.store.status != "open" or not state.completion_inspected:
+            return
+        if unstored(state) or state.store.completing or t.now.mono < state.store.complete_retry_at:
+            return
+        t.do(do.StoreCompletion())
+        t.set_store(completing=True)
+        return
+    if not state.finished and state.interruption is None and state.phase is Phase.COMPLETED:
+        t.set(finished=True)
+        t.persist()
+        t.do(do.ReleaseLease())
+        if t.policy.completion_action != "keep":
+            t.announce(
+                "finishing_instance",
+                f"the run is complete and stored: {t.policy.completion_action} this instance",
+                5,
+            )
+            t.do(do.FinishInstance(t.policy.completion_action))
+
+
+def on_completion_stored(t: Turn, _: on.CompletionStored) -> None:
+    """The run's end is on record on both sides."""
+    t.set_store(completing=False)
+    t.set(completion_stored=True)
+    t.persist()
+
+
+def megabytes(size: int) -> str:
+    """Returns a size people read: 512 kB, 205 MB, 3.2 GB."""
+    if size >= 10**9:
+        return f"{size / 10**9:.1f} GB"
+    return f"{size / 10**6:.1f} MB" if size >= 10**6 else f"{size / 1000:.0f} kB"
