@@ -18,11 +18,15 @@ from typing import Any
 
 import boto3
 import botocore.config
+
 from ec2box import netns
+from spotd.testing.imds import MetadataSimulator
 
 GATEWAY = "172.31.16.1"
 IMDS = "169.254.169.254"
 INSTANCE = "172.31.16.10"
+#: Of every instance: no two of them run at once on one network.
+MAC = "02:1a:2b:3c:4d:5e"
 S3_PORT = 8333
 FILES_PORT = 8080
 ACCESS_KEY, SECRET_KEY = "AKIASPOTDTESTS", "tests-only-secret"
@@ -66,7 +70,7 @@ class Cloud:
         space = netns.NetNamespace(f"{self._label}-{name}")
         peer = f"eni{number}{os.urandom(2).hex()}"
         self.net.ip(
-            *f"link add {peer} master vpc type veth peer name ens5 netns {space.name}".split()
+            *f"link add {peer} master vpc type veth peer name ens5 address {MAC} netns {space.name}".split()
         )
         self.net.ip("link", "set", peer, "up")
         self._plugged[name] = space
@@ -91,8 +95,11 @@ class Cloud:
         self._files = http.server.ThreadingHTTPServer((GATEWAY, FILES_PORT), handler)
         threading.Thread(target=self._files.serve_forever, daemon=True).start()
 
-    def _start_imds(self) -> Any:
-        raise NotImplementedError
+    def _start_imds(self) -> Ec2Metadata:
+        keys = (ACCESS_KEY, SECRET_KEY, "")
+        return Ec2Metadata(
+            host=IMDS, port=80, zone="eu-central-1a", instance_type="m7i.large", credentials=keys
+        ).start()
 
     def url(self, name: str) -> str:
         """Where an instance finds the file `name` of `files`."""
@@ -181,12 +188,40 @@ class Cloud:
         for name in list(self._plugged):
             self.unplug(name)
         self._files.shutdown()
+        self.imds.stop()
         for process in self._processes:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()
         self.net.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Ec2Metadata(MetadataSimulator):
+    """The simulator, with what cloud-init's Ec2 datasource asks for beside it.
+
+    Attributes:
+        user_data: what the instance is launched with; "": nothing.
+    """
+
+    user_data = ""
+
+    def _tree(self) -> dict[str, bytes]:
+        names = {"hostname": "ip-172-31-16-10", "local-hostname": "ip-172-31-16-10"}
+        tree = super()._tree()
+        tree |= {f"/meta-data/{name}": value.encode() for name, value in names.items()}
+        card = f"/meta-data/network/interfaces/macs/{MAC}"
+        tree |= {
+            "/meta-data/mac": MAC.encode(),
+            f"{card}/device-number": b"0",
+            f"{card}/interface-id": b"eni-0123456789abcdef0",
+            f"{card}/mac": MAC.encode(),
+            f"{card}/local-ipv4s": INSTANCE.encode(),
+            f"{card}/subnet-ipv4-cidr-block": b"172.31.16.0/20",
+        }
+        if self.user_data:
+            tree["/user-data"] = self.user_data.encode()
+        return tree
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -24,7 +24,7 @@ PACKAGES = (
     "isc-dhcp-client,udev,e2fsprogs"
 )
 #: Raised when the recipe below changes in a way that the package list does not show.
-RECIPE = "1"
+RECIPE = "3"
 #: Debian's package for each command that building and booting an instance needs.
 HOST_TOOLS = {
     "systemd-nspawn": "systemd-container",
@@ -135,12 +135,7 @@ def _prepare(root: Path) -> None:
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     (root / "etc/resolv.conf").write_text("nameserver 172.31.16.1\noptions timeout:1 attempts:2\n")
     (root / "var/log/journal").mkdir(exist_ok=True)
-    _write(root, "etc/cloud/cloud.cfg.d/99-ec2.cfg", "datasource_list: [Ec2]\nlocale: false\n")
-    _write(
-        root,
-        "etc/systemd/network/50-ens5.network",
-        "[Match]\nName=ens5\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\nLinkLocalAddressing=no\n",
-    )
+    _write(root, "etc/cloud/cloud.cfg.d/99-ec2.cfg", CLOUD_CONFIG)
     dmi = next(root.glob("usr/lib/python3/dist-packages/cloudinit/dmi.py"))
     dmi.write_text(DMI)
     wants = {
@@ -159,12 +154,36 @@ def _prepare(root: Path) -> None:
     )
 
 
+def without_cloud_init(layer: Path) -> Path:
+    """A layer for the scenarios that are not about the first boot: up in 0.3 seconds."""
+    _write(layer, "etc/cloud/cloud-init.disabled", "")
+    _write(layer, "etc/systemd/network/50-ens5.network", NETWORK)
+    return layer
+
+
 def _write(root: Path, name: str, text: str) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
+NETWORK = """[Match]
+Name=ens5
+[Network]
+DHCP=ipv4
+IPv6AcceptRA=no
+LinkLocalAddressing=no
+"""
+#: No SSH server is in the image, so its modules have nothing to do. The network is configured once:
+#: cloud-init 22.4 does not understand how a kernel newer than it says "address already assigned".
+CLOUD_CONFIG = """datasource_list: [Ec2]
+locale: false
+ssh_deletekeys: false
+ssh_genkeytypes: []
+no_ssh_fingerprints: true
+updates: {network: {when: [boot-new-instance]}}
+ssh: {emit_keys_to_console: false}
+"""
 #: cloud-init's own module answers None in any container, and then it asks for no IMDSv2 token.
 DMI = '''"""Stand-in for cloud-init's module of the same name: what it reads on EC2."""
 VALUES = {
