@@ -253,7 +253,10 @@ class ImdsSettings:
         kinds.duration(0.01, 60.0), "Between two polls; AWS recommends 5 s.", default="5s"
     )
     timeout: float = _key(
-        kinds.duration(0.01, 30.0), "The longest a whole poll may take.", default="2s"
+        kinds.duration(0.01, 30.0),
+        "The longest the question for a notice may take, its token included; a poll's other "
+        "questions together have as long again.",
+        default="2s",
     )
     v1_fallback: bool = _key(
         kinds.FLAG,

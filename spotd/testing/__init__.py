@@ -1,1 +1,1 @@
-
+"""Simulators and fault proxies that the demo, the drill and the tests share."""

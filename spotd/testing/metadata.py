@@ -24,13 +24,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+
+    from typing_extensions import Self  # for the type checker only
 
 CONTROL = "/_spotd/"
 WELL = "well"
@@ -39,7 +41,6 @@ MOODS = (
     WELL, "garbage", "noise", "truncated", "slow", "trickle", "hang", "closed", "reset", "huge",
     "redirect",
 )  # fmt: skip
-S = TypeVar("S", bound="MetadataServer")
 _GARBAGE = b'\x00\xff{"action": <html>captive portal</html> [[[['
 _KEPT_REQUESTS = 10_000
 
@@ -182,7 +183,7 @@ class MetadataServer(ABC):
 
     # --- life ---
 
-    def start(self: S) -> S:
+    def start(self) -> Self:
         """Listen, and answer in threads of its own."""
         self._stopped = False
         self._listen()
@@ -197,7 +198,7 @@ class MetadataServer(ABC):
             timer.cancel()
         self._unlisten()
 
-    def __enter__(self: S) -> S:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
