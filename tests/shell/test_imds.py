@@ -591,9 +591,7 @@ def one_shot():
         thread.join(DEADLINE)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+@settings(max_examples=60, deadline=None)
 @given(
     answer=st.binary(max_size=300)
     | st.tuples(
