@@ -7,7 +7,6 @@ whether the value may be shown at all.
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import signal as signals
@@ -37,10 +36,14 @@ class BadValue(ValueError):  # noqa: N818 - it is a value, and it is bad
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A kind of value: how the reference calls it, and how it is read."""
+    """A kind of value: how the reference calls it, and how it is read.
+
+    `shown`: whether an error may repeat the value; not where people put secrets.
+    """
 
     name: str
     parse: Callable[[object], T]
+    shown: bool = True
 
 
 def type_name(value: object) -> str:
@@ -58,6 +61,8 @@ def type_name(value: object) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choice most like `name`, or "" when none is like it."""
+    import difflib  # noqa: PLC0415 - only for those who have mistyped
+
     found = difflib.get_close_matches(
         name.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.6
     )
@@ -276,6 +281,14 @@ def _file_place(rest: str) -> str:
     return str(path)
 
 
+def _plain_http(value: object) -> str:
+    """The metadata service speaks no TLS, and its client neither."""
+    text = _http_url(value, path=False)
+    if not text.startswith("http://"):
+        raise BadValue("is not an http:// URL", "http://169.254.169.254")
+    return text
+
+
 def _http_url(value: object, *, path: bool) -> str:
     text = _line(value)
     try:
@@ -377,20 +390,23 @@ def _rate(value: object) -> int:
 TEXT = Kind("text", _line)
 FLAG = Kind("`true` or `false`", _flag)
 PRICE = Kind("dollars per hour", _price)
-WORDS = Kind("text (split as a shell does) or list", _words)
-COMMAND = Kind("text (split as a shell does, no shell runs) or list", _command)
+WORDS = Kind("text (split as a shell does) or list", _words, shown=False)
+COMMAND = Kind("text (split as a shell does, no shell runs) or list", _command, shown=False)
 ABSOLUTE = Kind("absolute path", _absolute)
 PATH = Kind("path", _path)
 TEXTFILE = Kind("absolute path ending in `.prom`", _textfile)
 RUN_NAME = Kind("name", _run_name)
 USER = Kind("user name", _user)
-ENVIRONMENT = Kind("section of texts", _environment)
+ENVIRONMENT = Kind("section of texts", _environment, shown=False)
 SIGNAL = Kind("signal", _signal)
 PATTERNS = Kind("pattern or list", _patterns)
 MARKER = Kind("`auto` or a file name", _marker)
 STORE_URL = Kind("`s3://` or `file://` URL", _store_url)
 BASE_URL = Kind("`http://` or `https://` URL", lambda value: _http_url(value, path=False))
-WEBHOOK_URL = Kind("`http://` or `https://` URL", lambda value: _http_url(value, path=True))
+PLAIN_HTTP = Kind("`http://` URL", _plain_http)
+WEBHOOK_URL = Kind(
+    "`http://` or `https://` URL", lambda value: _http_url(value, path=True), shown=False
+)
 LISTEN = Kind("address:port", _listen)
 REGION = Kind("region", _matching(r"[a-z0-9-]{1,64}", "a region", "like us-east-1"))
 TOPIC = Kind(

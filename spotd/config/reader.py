@@ -79,7 +79,8 @@ def _toml(text: str, source: str) -> dict[str, Any]:
     except RecursionError:
         reason = "is nested too deeply"
     except ValueError as error:  # TOMLDecodeError, and a number of thousands of digits
-        reason = f"is not TOML: {error}"
+        last = f"at the end, line {text.count(chr(10)) + 1}"
+        reason = f"is not TOML: {error}".replace("at end of document", last)
     else:
         return document
     raise InvalidSettings(source, (Problem("", reason, _syntax_hint(reason)),))
@@ -138,13 +139,13 @@ def _read_section(
             values[dotted] = key.kind.parse(table[name])
         except BadValue as error:
             below = f".{_printable(error.below)}" if error.below else ""
-            shown = "the value" if key.secret else _shown(table[name])
+            shown = _shown(table[name]) if key.kind.shown else "the value"
             reason = error.reason if below else f"{shown} {error.reason}"
             problems.append(Problem(dotted + below, reason, error.hint))
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list)) or (isinstance(value, str) and "@" in value):
         return "the value"
     said = json.dumps(value, ensure_ascii=True, default=str)
     return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

@@ -245,7 +245,7 @@ class ImdsSettings:
     """The instance metadata service, where notices appear."""
 
     endpoint: str = _key(
-        kinds.BASE_URL,
+        kinds.PLAIN_HTTP,
         "Where it answers; over IPv6 `http://[fd00:ec2::254]`.",
         default="http://169.254.169.254",
     )

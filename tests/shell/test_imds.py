@@ -133,6 +133,7 @@ def test_a_notice_does_not_wait_for_the_other_questions(imds):
         assert events.next().action == "stop"
         # It was posted while the next question hung: the hang is still the newest question.
         assert imds.questions[-1].path.endswith(("instance-action", "rebalance"))
+        imds.well()  # lets the watcher end
 
 
 def test_a_notice_beside_other_trouble_never_counts_as_blind(imds):
