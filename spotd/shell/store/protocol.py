@@ -1,0 +1,216 @@
+"""The object store as spotd sees it: small objects, parts of big ones, and what can go wrong.
+
+Two implementations exist, S3 (`spotd.shell.store.s3`) and a directory
+(`spotd.shell.store.directory`); one contract suite runs against both. Keys are text,
+relative to the root the store was opened at (`<store.url>/<run>/`), "/" between parts.
+
+Small objects (lease, manifest) are bytes with conditions. Big ones are sent in numbered
+parts, because parts can be sent side by side, tried again one by one and continued by
+another process; a file of one part skips the ceremony (`send_whole`). What is built on
+top (retries, lanes, records on the disk) is the same for both: `spotd.shell.store.transfer`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from spotd.errors import SpotdError
+from spotd.shell.store.checksum import Algorithm
+
+
+class StoreProblem(SpotdError):
+    """The store did not do it. `retriable`: the same call may work in a moment."""
+
+    def __init__(self, message: str, *, hint: str = "", retriable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retriable = retriable
+
+
+class PreconditionFailed(StoreProblem):
+    """if_none_match or if_match did not hold: somebody else wrote in between."""
+
+
+class NotFound(StoreProblem):
+    """No such object, or no such upload."""
+
+
+class Damaged(StoreProblem):
+    """What was sent or stored is not what the checksum says."""
+
+
+class Cancelled(Exception):  # noqa: N818 - nothing went wrong, somebody said stop
+    """The transfer was stopped on purpose; what is needed to continue has been kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A small object. `etag` is opaque, for `if_match`."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a listing. With a delimiter, a key ending in "/" stands for all below it."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part the store has acknowledged. `crc` is None when only the store knows of it."""
+
+    etag: str
+    size: int
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes `offset` to `offset + length` of an open file: to be read, or to be written."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+class Flow:
+    """What all threads of one transfer share: the way to stop it, and its pace.
+
+    Args:
+        cancel: Set by whoever wants the transfer to end now.
+        bytes_per_second: Upper limit over all threads together; None for none.
+    """
+
+    def __init__(
+        self, cancel: threading.Event | None = None, bytes_per_second: float | None = None
+    ) -> None:
+        self.cancel = cancel or threading.Event()
+        self.wire = 0  # bytes that went over the wire, repeats included
+        self.last_progress = time.monotonic()
+        self._rate = bytes_per_second
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises Cancelled once somebody has said stop."""
+        if self.cancel.is_set():
+            raise Cancelled
+
+    def passed(self, count: int) -> None:
+        """Counts bytes that are about to pass; waits where a limit says so."""
+        self.check()
+        with self._lock:
+            self.wire += count
+            if self._rate is None:
+                return
+            now = time.monotonic()
+            self._next = max(self._next, now) + count / self._rate
+            wait = self._next - now
+        if wait > 0 and self.cancel.wait(wait):
+            raise Cancelled
+
+    def unpassed(self, count: int) -> None:
+        """Takes back what was counted in a pass that only looked at the bytes."""
+        with self._lock:
+            self.wire -= count
+
+    def progressed(self) -> None:
+        """Notes that a part has been acknowledged: the store is alive."""
+        self.last_progress = time.monotonic()
+
+    def quiet(self) -> float:
+        """Returns seconds since the last acknowledged part."""
+        return time.monotonic() - self.last_progress
+
+
+class ObjectStore(Protocol):
+    """All calls are synchronous, may come from any thread, and raise StoreProblem."""
+
+    @property
+    def location(self) -> str:
+        """Where the root is, for people and for telling two stores apart; no secrets."""
+        ...
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The checksum it is given for what it stores."""
+        ...
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:
+        """Writes a small object; returns its etag.
+
+        Raises:
+            PreconditionFailed: `if_none_match` and it exists, or its etag is not `if_match`.
+        """
+        ...
+
+    def get(self, key: str, *, limit: int) -> Blob:
+        """Reads a small object of at most `limit` bytes; raises NotFound, Damaged if longer."""
+        ...
+
+    def list(self, prefix: str, *, delimiter: bool = False) -> Iterator[Entry]:
+        """Lists keys that begin with `prefix`, in order; all pages of them."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; one that is not there is fine."""
+        ...
+
+    def send_whole(self, key: str, piece: Piece, flow: Flow) -> Part:
+        """Writes an object from a file in one request, its checksum sent along."""
+        ...
+
+    def begin(self, key: str) -> str:
+        """Begins an object of many parts; returns the upload's id."""
+        ...
+
+    def surviving(self, key: str, upload: str, recorded: Mapping[int, Part]) -> dict[int, Part]:
+        """Returns the parts of an upload the store still has; raises NotFound when it is gone.
+
+        Those in `recorded` come back with their checksum, others with the store's or None.
+        """
+        ...
+
+    def send_part(self, key: str, upload: str, number: int, piece: Piece, flow: Flow) -> Part:
+        """Sends one part; numbers begin at 1. Sending a number again replaces it."""
+        ...
+
+    def complete(self, key: str, upload: str, parts: Mapping[int, Part], crc: int) -> str:
+        """Makes the object visible, if its checksum is `crc`; returns its etag.
+
+        Raises:
+            Damaged: The store has other bytes; the upload is of no use any more.
+            NotFound: The upload is gone.
+        """
+        ...
+
+    def abort(self, key: str, upload: str) -> None:
+        """Drops an upload and its parts; one that is gone is fine."""
+        ...
+
+    def copy(self, source: str, key: str, part: Part) -> str:
+        """Copies an object inside the store if it still is `part`; returns the new etag.
+
+        Raises:
+            NotFound, PreconditionFailed: The source is gone, or another by now.
+        """
+        ...
+
+    def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
+        """Reads a range of an object into the same place of a file; returns its checksum.
+
+        Raises:
+            Damaged: The object is shorter than that.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        ...

@@ -1,0 +1,220 @@
+"""What is known of an upload that may have to be continued by another process.
+
+One file per checkpoint id in the state directory, lines of JSON, only appended to:
+
+    {"format": 1, "id": ..., "location": ...}                      once, at the top
+    {"begin": path, "upload": ..., "part_size": ..., "stat": [...]}  a file of many parts
+    {"part": path, "number": ..., "etag": ..., "size": ..., "crc": ...}
+    {"done": path, "etag": ..., "size": ..., "crc": ..., "stat": [...], "parts": [...]}
+
+The beginning of a multipart upload is fsynced before its first part is sent: what costs
+storage can always be found and cleaned up again. Parts are not: those that a power cut
+takes from the record are found by asking the store. `stat` is (size, mtime_ns, inode) of
+the source: a file that was rewritten in between starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spotd.shell.store.protocol import Part
+
+FORMAT = 1
+Stat = tuple[int, int, int]  # size, mtime_ns, inode
+
+
+@dataclass(slots=True)
+class Begun:
+    """A file of many parts that is under way."""
+
+    upload: str
+    part_size: int
+    stat: Stat
+    parts: dict[int, Part] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A file that is in the store. `heads` are checksums of its first bytes, see `checkpoints`."""
+
+    part: Part
+    stat: Stat
+    head: int | None
+
+
+class UploadRecord:
+    """The record of one checkpoint's upload.
+
+    Args:
+        folder: Where records are kept.
+        checkpoint: The checkpoint's id.
+        location: Of the store: a record of another store is of no use.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str, location: str) -> None:
+        self.path = folder / (hashlib.sha256(checkpoint.encode()).hexdigest()[:32] + ".upload")
+        self.id = checkpoint
+        self.begun: dict[str, Begun] = {}
+        self.done: dict[str, Done] = {}
+        self._location = location
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        header = _read(self.path, self)
+        if header is None or (header.get("id"), header.get("location")) != (checkpoint, location):
+            self.begun.clear()
+            self.done.clear()
+            self.path.unlink(missing_ok=True)
+
+    def begin(self, path: str, begun: Begun) -> None:
+        """Notes a multipart upload, durably, before its first part is sent."""
+        with self._lock:
+            self.begun[path] = begun
+            self._write(
+                {"begin": path, "upload": begun.upload, "part_size": begun.part_size,
+                 "stat": begun.stat}, sync=True,
+            )  # fmt: skip
+
+    def part(self, path: str, number: int, part: Part) -> None:
+        """Notes an acknowledged part."""
+        with self._lock:
+            self.begun[path].parts[number] = part
+            self._write(
+                {"part": path, "number": number, "etag": part.etag, "size": part.size,
+                 "crc": part.crc}
+            )  # fmt: skip
+
+    def finish(self, path: str, done: Done) -> None:
+        """Notes a file that is in the store."""
+        with self._lock:
+            self.begun.pop(path, None)
+            self.done[path] = done
+            self._write(
+                {"done": path, "etag": done.part.etag, "size": done.part.size,
+                 "crc": done.part.crc, "stat": done.stat, "head": done.head}
+            )  # fmt: skip
+
+    def forget(self, path: str) -> None:
+        """Drops what is known of a file: it starts over."""
+        with self._lock:
+            self.begun.pop(path, None)
+            self.done.pop(path, None)
+            self._write({"forget": path})
+
+    def close(self) -> None:
+        """Closes the file; the record stays."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def remove(self) -> None:
+        """The checkpoint is stored, or never will be: nothing is left to continue."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def keep_as(self, path: Path) -> None:
+        """Keeps the record under another name: what is stored, to compare the next with."""
+        self.close()
+        self.path.replace(path)
+
+    def _write(self, line: dict[str, Any], *, sync: bool = False) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+            self._file = os.open(self.path, flags, 0o600)
+            if os.fstat(self._file).st_size == 0:
+                header = {"format": FORMAT, "id": self.id, "location": self._location}
+                os.write(self._file, _line(header))
+                sync = True
+            else:
+                os.write(self._file, b"\n")  # behind a line that a power cut tore
+        os.write(self._file, _line(line))
+        if sync:
+            os.fsync(self._file)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def open_records(folder: Path, location: str) -> list[UploadRecord]:
+    """Returns the records of uploads to this store that are not finished."""
+    records = []
+    for path in sorted(folder.glob("*.upload")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.readline(65536))
+        except (OSError, ValueError):
+            continue
+        if isinstance(header, dict) and header.get("location") == location:
+            records.append(UploadRecord(folder, str(header.get("id", "")), location))
+    return records
+
+
+def age(record: UploadRecord) -> float:
+    """Returns seconds since the record was last written to."""
+    try:
+        return time.time() - record.path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def read_done(path: Path, location: str) -> tuple[str, dict[str, Done]]:
+    """Returns (id, files) of a record kept with `keep_as`; ("", {}) when there is none."""
+    record = UploadRecord.__new__(UploadRecord)
+    record.begun, record.done = {}, {}
+    header = _read(path, record)
+    if header is None or header.get("location") != location:
+        return "", {}
+    return str(header.get("id", "")), record.done
+
+
+def _read(path: Path, record: UploadRecord) -> dict[str, Any] | None:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    header: dict[str, Any] | None = None
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:  # torn by a power cut: the store is asked for what it said
+            continue
+        if not isinstance(line, dict):
+            continue
+        if header is None:
+            if line.get("format") != FORMAT:
+                return None
+            header = line
+        else:
+            _take(line, record)
+    return header
+
+
+def _take(line: dict[str, Any], record: UploadRecord) -> None:
+    if "begin" in line:
+        size, mtime, inode = line["stat"]
+        record.begun[line["begin"]] = Begun(line["upload"], line["part_size"], (size, mtime, inode))
+    elif "part" in line and line["part"] in record.begun:
+        part = Part(line["etag"], line["size"], line["crc"])
+        record.begun[line["part"]].parts[line["number"]] = part
+    elif "done" in line:
+        size, mtime, inode = line["stat"]
+        part = Part(line["etag"], line["size"], line["crc"])
+        record.begun.pop(line["done"], None)
+        record.done[line["done"]] = Done(part, (size, mtime, inode), line.get("head"))
+    elif "forget" in line:
+        record.begun.pop(line["forget"], None)
+        record.done.pop(line["forget"], None)
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"

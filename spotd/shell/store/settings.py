@@ -1,0 +1,87 @@
+"""What `[store]` says, and the object store it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+from spotd.errors import ConfigError
+from spotd.shell.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from spotd.shell.store.protocol import ObjectStore
+
+
+class StoreConfig(Protocol):
+    """Any object with the keys of `[store]` (contracts.md, section 1)."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def endpoint_url(self) -> str | None: ...
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def storage_class(self) -> str | None: ...
+    @property
+    def server_side_encryption(self) -> str | None: ...
+    @property
+    def kms_key_id(self) -> str | None: ...
+    @property
+    def bandwidth_limit(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The keys of `[store]` that the store itself needs. `bandwidth_limit`: bytes a second."""
+
+    url: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    storage_class: str | None = None
+    server_side_encryption: str | None = None
+    kms_key_id: str | None = None
+    bandwidth_limit: float | None = None
+
+    @classmethod
+    def of(cls, config: StoreConfig) -> StoreSettings:
+        """Returns the settings in a configuration, whatever else it holds."""
+        return cls(
+            url=config.url,
+            endpoint_url=config.endpoint_url,
+            region=config.region,
+            storage_class=config.storage_class,
+            server_side_encryption=config.server_side_encryption,
+            kms_key_id=config.kms_key_id,
+            bandwidth_limit=config.bandwidth_limit,
+        )
+
+
+def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> ObjectStore:
+    """Opens the store of a run; nothing is sent or written yet.
+
+    Raises:
+        ConfigError: `store.url` is neither `s3://bucket/prefix` nor `file:///path`.
+    """
+    parts = urlsplit(settings.url)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
+        base = Path(unquote(parts.path))
+        return DirectoryStore(base / run, base)
+    if parts.scheme == "s3" and parts.netloc:
+        from spotd.shell.store.s3 import S3Options, S3Store  # noqa: PLC0415 - not for file://
+
+        prefix = "/".join(each for each in [*parts.path.split("/"), run] if each)
+        options = S3Options(
+            settings.endpoint_url,
+            settings.region,
+            settings.storage_class,
+            settings.server_side_encryption,
+            settings.kms_key_id,
+        )
+        return S3Store(parts.netloc, prefix, options, connections=connections)
+    raise ConfigError(
+        f"store.url {settings.url!r} is neither s3://bucket/prefix nor file:///path",
+        hint='for example url = "s3://my-bucket/training"',
+    )

@@ -1,0 +1,326 @@
+"""The process that talks to the store: `python -m spotd.shell.store.worker FD`.
+
+boto3 and its connections cost 30 MiB, so they live only while there is something to send
+(`spotd.shell.store.client` starts this process and lets it go). Three threads at most do the
+work, each for itself: the lease is never kept waiting by an upload. The main thread only
+listens. When the daemon dies, or has had enough, the connection ends, and so does the
+process, at once: everything needed to go on is on the disk already.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spotd.core import events
+from spotd.core.manifest import ManifestError
+from spotd.errors import SpotdError
+from spotd.shell.directory.tree import open_without_links
+from spotd.shell.store.checkpoints import CheckpointStore, UploadOrder
+from spotd.shell.store.lease import Lease, LeaseHeld, LeaseKeeper
+from spotd.shell.store.priority import take_what_is_left
+from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
+from spotd.shell.store.restore import Owner, Restore
+from spotd.shell.store.settings import StoreSettings, open_store
+from spotd.shell.store.source import SourceGone, UploadSource
+from spotd.shell.store.transfer import PATIENCE, Lanes, lane_count
+from spotd.shell.store.wire import Channel, encode_event
+
+Command = dict[str, Any]
+_PROGRESS_EVERY = 0.5  # seconds
+_PEACE_LANES = 4  # 85 MB/s each at S3: ahead of any disk a trainer writes to meanwhile
+_LEASE_SLACK = 5.0  # seconds a manifest may take to be written
+_TROUBLE_EVERY = 10.0  # seconds between two lines about the same trouble
+
+
+class Worker:
+    """Carries out commands; answers each once.
+
+    Args:
+        channel: To the daemon.
+        config: Its first message.
+    """
+
+    def __init__(self, channel: Channel, config: dict[str, Any]) -> None:
+        self._channel = channel
+        self._settings = StoreSettings(**config["settings"])
+        self._state = Path(config["state"])
+        self._directory = str(config["directory"])
+        owner = config["owner"]
+        self._owner = Owner(*owner) if owner else None
+        self._lanes_wanted = lane_count()
+        store = open_store(self._settings, config["run"], connections=self._lanes_wanted + 4)
+        self._checkpoints = CheckpointStore(
+            store, config["run"], config["instance_id"], config["node"], self._state
+        )
+        self._keeper = LeaseKeeper(store, config["run"], config["instance_id"], config["node"])
+        self._lease: Lease | None = Lease(**config["lease"]) if config["lease"] else None
+        self._lease_lock = threading.Lock()
+        self._upload_cancel = threading.Event()
+        self._fetch_cancel = threading.Event()
+        self._queues: dict[str, queue.SimpleQueue[Command]] = {}
+        self._doings: dict[str, tuple[str, Callable[[Command], list[events.Event]]]] = {
+            "warm": ("upload", self._warm),
+            "open": ("lease", self._open),
+            "renew": ("lease", self._renew),
+            "release": ("lease", self._release),
+            "upload": ("upload", self._upload),
+            "stop": ("upload", lambda _command: [events.UploadsStopped()]),
+            "fetch": ("fetch", self._fetch),
+            "stop_fetch": ("fetch", lambda _command: []),
+            "delete": ("other", self._delete),
+            "complete": ("other", self._complete),
+        }
+
+    def take(self, command: Command) -> None:
+        """Gives a command to its thread; returns at once."""
+        if command["do"] in {"stop", "upload"}:
+            self._upload_cancel.set()  # an upload that is under way makes room
+        if command["do"] == "upload":
+            command["cancel"] = self._upload_cancel = threading.Event()
+        if command["do"] == "stop_fetch":
+            self._fetch_cancel.set()
+        if command["do"] == "fetch":
+            command["cancel"] = self._fetch_cancel = threading.Event()
+        lane = self._doings[command["do"]][0]
+        if lane not in self._queues:
+            self._queues[lane] = queue.SimpleQueue()
+            threading.Thread(target=self._work, args=(lane,), name=lane, daemon=True).start()
+        self._queues[lane].put(command)
+
+    def _work(self, lane: str) -> None:
+        while True:
+            command = self._queues[lane].get()
+            try:
+                found = self._doings[command["do"]][1](command)
+            except Cancelled:
+                found = []
+            except SpotdError as error:
+                found = [_failure(command, error.message, error.hint)]
+            except Exception as error:  # noqa: BLE001 - whatever it is, the daemon must hear of it
+                traceback.print_exc()
+                found = [_failure(command, f"internal error: {error!r}", "please report it")]
+            self._say({"reply": command["number"], "events": [encode_event(e) for e in found]})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:
+            os._exit(0)  # the daemon is gone; the main thread is about to say the same
+
+    # --- the lease -------------------------------------------------------------------
+
+    def _hold(self, lease: Lease | None) -> None:
+        with self._lease_lock:
+            self._lease = lease
+        self._say({"lease": asdict(lease) if lease else None})
+
+    def _warm(self, _command: Command) -> list[events.Event]:
+        self._checkpoints.store.warm()
+        return []
+
+    def _open(self, _command: Command) -> list[events.Event]:
+        try:
+            lease = self._keeper.acquire()
+        except LeaseHeld as held:
+            return [events.LeaseRefused(held.holder, held.expires_in)]
+        self._hold(lease)
+        lanes = Lanes(8)
+        try:
+            found = self._checkpoints.listing(lanes)
+        finally:
+            lanes.close()
+        for checkpoint, reason in found.damaged:
+            _complain(f"{checkpoint} in the store is not believed: {reason}")
+        return [
+            events.StoreOpened(
+                generation=lease.generation,
+                lease_in=lease.seconds_left(),
+                stored=found.stored,
+                completed=found.completed,
+                top_sequence=found.top_sequence,
+            )
+        ]
+
+    def _renew(self, _command: Command) -> list[events.Event]:
+        if self._lease is None:
+            raise StoreProblem("there is no lease to renew")
+        try:
+            self._renew_now()
+        except LeaseHeld as held:
+            return [events.LeaseRefused(held.holder, held.expires_in)]
+        return [events.LeaseRenewed(self._lease.seconds_left())]
+
+    def _renew_now(self) -> None:
+        lease = self._lease
+        if lease is None:
+            raise StoreProblem("there is no lease to renew")
+        try:
+            self._hold(self._keeper.renew(lease))
+        except LeaseHeld:
+            self._hold(None)
+            raise
+
+    def _release(self, _command: Command) -> list[events.Event]:
+        if self._lease is not None:
+            self._keeper.release(self._lease)
+            self._hold(None)
+        return []
+
+    def _still_ours(self, generation: int) -> None:
+        """Raises StoreProblem unless the lease under which this was begun still holds."""
+        lease = self._lease
+        if lease is None or lease.generation != generation:
+            raise StoreProblem("the lease of this run is not ours any more: nothing is stored")
+        if lease.seconds_left() < _LEASE_SLACK:
+            self._renew_now()
+
+    # --- checkpoints -----------------------------------------------------------------
+
+    def _upload(self, command: Command) -> list[events.Event]:
+        checkpoint, urgent = command["id"], command["urgent"]
+        limit = None if urgent else self._settings.bandwidth_limit
+        flow = Flow(command["cancel"], limit)
+        flow.check()
+        order = UploadOrder(
+            id=checkpoint,
+            generation=command["generation"],
+            step=command["step"],
+            created=command["created"],
+            source=UploadSource(**command["source"]),
+        )
+        if urgent:
+            lanes = Lanes(self._lanes_wanted)
+        else:
+            lanes = Lanes(_PEACE_LANES, take_what_is_left)
+        told = _Pace(
+            lambda sent, size: self._say(
+                {"events": [encode_event(events.UploadProgressed(checkpoint, sent, size))]}
+            )
+        )
+        try:
+            stored = self._checkpoints.upload(
+                order,
+                flow,
+                lanes,
+                report=told,
+                still_ours=lambda: self._still_ours(order.generation),
+                patience=None if urgent else PATIENCE,
+                on_trouble=_Troubles(f"storing {checkpoint}"),
+            )
+        except SourceGone as error:
+            return [events.UploadFailed(checkpoint, error.message, error.hint, gone=True)]
+        finally:
+            lanes.close()
+        return [events.Uploaded(checkpoint, stored.size, stored.sent, stored.seconds)]
+
+    def _fetch(self, command: Command) -> list[events.Event]:
+        checkpoint = command["id"]
+        flow = Flow(command["cancel"])
+        lanes = Lanes(self._lanes_wanted)
+        told = _Pace(
+            lambda got, size: self._say(
+                {"events": [encode_event(events.FetchProgressed(checkpoint, got, size))]}
+            )
+        )
+        root = -1
+        try:
+            root = open_without_links(self._directory)
+            manifest = self._checkpoints.manifest(checkpoint)
+            restore = Restore(
+                self._checkpoints.store, lanes, flow, self._state, self._owner, told, PATIENCE
+            )
+            found = restore.into(root, manifest)
+        except (Damaged, NotFound, ManifestError) as error:
+            return [events.FetchFailed(checkpoint, error.message, error.hint, damaged=True)]
+        except OSError as error:
+            raise SpotdError(f"cannot open {self._directory}: {error.strerror}") from error
+        finally:
+            lanes.close()
+            if root >= 0:
+                os.close(root)
+        return [events.Fetched(checkpoint, found)]
+
+    def _delete(self, command: Command) -> list[events.Event]:
+        self._checkpoints.delete(command["ids"])
+        return [events.DeletedFromStore(tuple(command["ids"]))]
+
+    def _complete(self, _command: Command) -> list[events.Event]:
+        self._checkpoints.complete()
+        return [events.CompletionStored()]
+
+
+def _failure(command: Command, reason: str, hint: str) -> events.Event:
+    """Returns the event that says that a command failed."""
+    if command["do"] == "upload":
+        return events.UploadFailed(command["id"], reason, hint)
+    if command["do"] == "fetch":
+        return events.FetchFailed(command["id"], reason, hint)
+    names = {"renew": "lease", "release": "lease", "warm": "open"}
+    return events.StoreFailed(names.get(command["do"], command["do"]), reason, hint)
+
+
+class _Pace:
+    """Passes progress on, twice a second at most, the end always."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, size: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next and done < size:
+                return
+            self._next = now + _PROGRESS_EVERY
+        self._tell(done, size)
+
+
+class _Troubles:
+    """Says what is being tried again: not at every try, but never in silence."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = ""
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, problem: StoreProblem) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if problem.message == self._last and now < self._next:
+                return
+            self._last, self._next = problem.message, now + _TROUBLE_EVERY
+        _complain(f"{self._what}: {problem} - trying again")
+
+
+def _complain(text: str) -> None:
+    print(f"spotd store: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it is the journal
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serves one daemon until the connection ends."""
+    number = int((sys.argv[1:] if arguments is None else arguments)[0])
+    channel = Channel(socket.socket(fileno=number))
+    messages = channel.messages()
+    config = next(messages, None)
+    if config is not None:
+        worker = Worker(channel, config)
+        for command in messages:
+            worker.take(command)
+    # Threads may be in the middle of a request; nothing of theirs is worth waiting for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
