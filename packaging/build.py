@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: T201 - a command
 """Builds what is installed: `python packaging/build.py deb|rpm|wheel|tree [--output DIR]`.
 
 The .deb and the .rpm carry the same tree. All of spotd's Python lies in /opt/spotd/lib, filled by
@@ -127,9 +128,7 @@ def tree(stage: Path, arch: str = "amd64", python: str = "/usr/bin/python3") -> 
     _write(units / "catalog/spotd.catalog", (ROOT / "systemd/spotd.catalog").read_text())
     _write(stage / "etc/spotd/spotd.toml.example", (HERE / "spotd.toml").read_text())
     share = stage / "usr/share"
-    _write(
-        share / "bash-completion/completions/spotd", (HERE / "completion.bash").read_text()
-    )
+    _write(share / "bash-completion/completions/spotd", (HERE / "completion.bash").read_text())
     manual = gzip.compress((HERE / "spotd.8").read_bytes(), mtime=0)
     page = share / "man/man8/spotd.8.gz"
     page.parent.mkdir(parents=True)

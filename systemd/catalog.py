@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a command, no module
 """Prints spotd.catalog, the explanations of `journalctl -x`, from the table of journal events.
 
     python systemd/catalog.py > systemd/spotd.catalog

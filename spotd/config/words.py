@@ -39,13 +39,14 @@ def permission_problem(path: str | os.PathLike[str], settings: Settings) -> str 
     mode = stat.S_IMODE(Path(path).stat().st_mode)
     if mode & stat.S_IWOTH:
         return f"{path} can be written by anybody (chmod o-w {path})"
-    secret = _secret_in(settings)
+    secret = secret_in(settings)
     if secret and mode & stat.S_IROTH:
         return f"{path} holds {secret} and can be read by anybody (chmod 600 {path})"
     return None
 
 
-def _secret_in(settings: Settings) -> str | None:
+def secret_in(settings: Settings) -> str | None:
+    """The name of a setting that looks like a secret, or None."""
     if settings.notify.webhook_url:
         return "notify.webhook_url"
     for name, value in settings.trainer.environment.items():

@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A data volume: `device` is formatted when it is blank, mounted at `mount`, given to `owner`."""
+    """A data volume: formatted when it is blank, mounted at `mount`, given to `owner`."""
 
     device: str
     mount: str

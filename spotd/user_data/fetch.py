@@ -1,8 +1,13 @@
-"""python3 fetch.py SOURCE TARGET [--sha256 HEX] [--endpoint-url URL]
+"""Fetches a file at boot: a URL, or s3://BUCKET/KEY with the instance's role.
 
-Fetches a file at boot: a URL, or s3://BUCKET/KEY with the instance's role. Standard library
-only, for it runs before spotd is installed. Signature: AWS, "Signature Version 4 signing process".
+    python3 fetch.py SOURCE TARGET [--sha256 HEX] [--endpoint-url URL]
+
+Standard library only, for it runs before spotd is installed. Signature: AWS, "Signature Version 4
+signing process".
 """
+
+# ruff: noqa: S310, PTH, PERF203, T201 - small, and for any Python 3 that cloud-init brings
+from __future__ import annotations
 
 import argparse
 import hashlib
@@ -19,14 +24,14 @@ METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.1
 TRIES, PAUSE = 30, 5.0
 
 
-def metadata(path, token):
+def metadata(path: str, token: str) -> str:
     """Reads one path of the instance metadata."""
     headers = {"X-aws-ec2-metadata-token": token}
     request = urllib.request.Request(METADATA + "/latest/meta-data/" + path, headers=headers)
-    return urllib.request.urlopen(request, timeout=5).read().decode()
+    return str(urllib.request.urlopen(request, timeout=5).read().decode())
 
 
-def role():
+def role() -> tuple[dict[str, str], str]:
     """The role's keys, and the region."""
     request = urllib.request.Request(METADATA + "/latest/api/token", method="PUT")
     request.add_header("X-aws-ec2-metadata-token-ttl-seconds", "300")
@@ -36,7 +41,7 @@ def role():
     return keys, metadata("placement/region", token)
 
 
-def signed(source, endpoint, region):
+def signed(source: str, endpoint: str, region: str) -> urllib.request.Request:
     """The request for s3://BUCKET/KEY."""
     keys, home = role()
     region = region or home
@@ -50,25 +55,27 @@ def signed(source, endpoint, region):
         headers["x-amz-security-token"] = keys["Token"]
     names = ";".join(sorted(headers))
     lines = "".join(name + ":" + headers[name] + "\n" for name in sorted(headers))
-    canonical = "\n".join(["GET", path, "", lines, names, "UNSIGNED-PAYLOAD"])
+    canonical = f"GET\n{path}\n\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
     scope = "/".join([stamp[:8], region, "s3", "aws4_request"])
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     secret = ("AWS4" + keys["SecretAccessKey"]).encode()
     for part in scope.split("/"):
         secret = hmac.new(secret, part.encode(), "sha256").digest()
-    text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, digest])
+    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
     signature = hmac.new(secret, text.encode(), "sha256").hexdigest()
-    headers["authorization"] = "AWS4-HMAC-SHA256 Credential={}/{},SignedHeaders={},Signature={}".format(
-        keys["AccessKeyId"], scope, names, signature
+    credential = keys["AccessKeyId"] + "/" + scope
+    headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={signature}"
     )
     return urllib.request.Request(endpoint + path, headers=headers)
 
 
-def fetch(source, target, sha256, endpoint):
+def fetch(source: str, target: str, sha256: str, endpoint: str) -> None:
     """Fetches it whole, or raises OSError or ValueError."""
     region = ""
     for _ in range(2):
-        request = signed(source, endpoint, region) if source.startswith("s3://") else source
+        s3 = source.startswith("s3://")
+        request = signed(source, endpoint, region) if s3 else urllib.request.Request(source)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 data = answer.read()
@@ -90,7 +97,8 @@ def fetch(source, target, sha256, endpoint):
     os.replace(target + ".part", target)
 
 
-def main():
+def main() -> None:
+    """The command line; tries for some minutes, for at boot not everything is up at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source")
     parser.add_argument("target")
@@ -99,12 +107,14 @@ def main():
     chosen = parser.parse_args()
     for attempt in range(1, TRIES + 1):
         try:
-            return fetch(chosen.source, chosen.target, chosen.sha256, chosen.endpoint_url)
+            fetch(chosen.source, chosen.target, chosen.sha256, chosen.endpoint_url)
         except (OSError, ValueError) as error:
-            print("fetch.py: try %d: %s: %s" % (attempt, chosen.source, error), file=sys.stderr)
+            print(f"fetch.py: try {attempt}: {chosen.source}: {error}", file=sys.stderr)
             if attempt == TRIES:
                 sys.exit(1)
             time.sleep(PAUSE)
+        else:
+            return
 
 
 if __name__ == "__main__":

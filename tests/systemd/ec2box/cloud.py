@@ -69,9 +69,8 @@ class Cloud:
         number = len(self._plugged)
         space = netns.NetNamespace(f"{self._label}-{name}")
         peer = f"eni{number}{os.urandom(2).hex()}"
-        self.net.ip(
-            *f"link add {peer} master vpc type veth peer name ens5 address {MAC} netns {space.name}".split()
-        )
+        words = f"link add {peer} master vpc type veth peer name ens5 address {MAC} netns"
+        self.net.ip(*words.split(), space.name)
         self.net.ip("link", "set", peer, "up")
         self._plugged[name] = space
         return space.path
@@ -151,9 +150,8 @@ class Cloud:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def read(self, key: str) -> bytes:
-        return self.net.call(
-            lambda: self._client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        )
+        answer = self.net.call(self._client().get_object, Bucket=self.bucket, Key=key)
+        return answer["Body"].read()
 
     def empty(self, prefix: str = "") -> None:
         for key in self.keys(prefix):

@@ -80,8 +80,8 @@ def detach(path: Path, patience: float = 10.0) -> None:
 
 def is_mounted(path: Path) -> bool:
     """By the kernel's table: os.path.ismount says no to a disk that has lost its power."""
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        return any(line.split()[1] == str(path) for line in mounts)
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return any(line.split()[1] == str(path) for line in lines)
 
 
 def _device(path: Path) -> str:

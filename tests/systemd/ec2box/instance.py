@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ec2box.cloud import Cloud
 
 
+NAMESPACES = ("-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w")
+
+
 class Instance:
     """A machine with a disk of its own over shared read-only layers.
 
@@ -130,7 +133,7 @@ class Instance:
 
     def command(self, *words: str) -> list[str]:
         """The command line that runs `words` inside, as root."""
-        return ["nsenter", "-t", str(self.leader), *"-m -u -i -n -p -C -r -w --".split(), *words]
+        return ["nsenter", "-t", str(self.leader), *NAMESPACES, "--", *words]
 
     def run(self, *words: str, check: bool = True, timeout: float = 60.0) -> str:
         """Runs a command inside and returns its output, standard error with it.
