@@ -1,0 +1,30 @@
+"""`spotd run`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spotd.cli.common import add_options, settings_of
+from spotd.errors import ConfigError
+from spotd.shell.notify import Notifier
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb to the command line."""
+    p = verbs.add_parser("run", help="the daemon, in the foreground")
+    add_options(p, as_json=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the daemon until it is asked to stop."""
+    try:
+        settings = settings_of(options)
+    except ConfigError as e:
+        Notifier().status(f"configuration: {e.message}")  # the line `systemctl status` shows
+        raise
+    from spotd.shell.daemon import Daemon  # noqa: PLC0415 - a wrong configuration starts nothing
+
+    return Daemon(settings).run()

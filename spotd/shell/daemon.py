@@ -1,0 +1,365 @@
+"""`spotd run`: puts the parts together and starts them in the order that loses least time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pwd
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spotd.config import ConfigError, load
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core.state import Policy, State
+from spotd.core.status import status_of
+from spotd.errors import SpotdError
+from spotd.shell import unit
+from spotd.shell.boot import classify, this_boot
+from spotd.shell.control import ControlServer
+from spotd.shell.directory.directory import CheckpointDirectory
+from spotd.shell.directory.place import Owner
+from spotd.shell.history import History
+from spotd.shell.imds import MetadataWatcher
+from spotd.shell.journal import Journal
+from spotd.shell.loop import Loop, clock
+from spotd.shell.notify import Notifier
+from spotd.shell.statestore import StateStore
+from spotd.shell.store.client import StoreClient
+from spotd.shell.store.source import UploadSource
+from spotd.shell.trainer.host import TrainerHost
+from spotd.shell.trainer_socket import TrainerSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spotd.config import Settings
+
+IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
+LAST_WORDS = 3.0  # seconds the lease's release may take at the end
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Returns what the core needs of the configuration."""
+    trainer, interruption = settings.trainer, settings.interruption
+    return Policy(
+        margin=interruption.margin,
+        on_rebalance=interruption.on_rebalance,
+        on_scheduled_event=interruption.on_scheduled_event,
+        not_carried_out_after=interruption.not_carried_out_after,
+        stop_timeout=interruption.stop_timeout,
+        stop_signal=trainer.stop_signal,
+        checkpoint_signal=trainer.checkpoint_signal,
+        preflight=trainer.preflight is not None,
+        preflight_timeout=trainer.preflight_timeout,
+        backoff_min=trainer.backoff_min,
+        backoff_max=trainer.backoff_max,
+        max_failures=trainer.max_failures,
+        progress_timeout=trainer.progress_timeout,
+        keep_local=settings.checkpoints.keep_local,
+        keep=settings.store.keep,
+        start_timeout=settings.store.start_timeout,
+        completion_action=settings.completion.action,
+        poll_interval=settings.imds.poll_interval,
+    )
+
+
+class Daemon:
+    """One run on one machine.
+
+    Raises:
+        SpotdError: Another spotd runs here, or a directory cannot be made.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.boot = this_boot()
+        self.journal = Journal()
+        self.notifier = Notifier()
+        self._lock = _take_lock(settings.paths.runtime)
+        self._own = _private_directory(settings.paths.state / settings.run)
+        self.history = History(self._own / "history.jsonl")
+        self.watcher: MetadataWatcher
+        self.records = StateStore(
+            self._own / "state.json",
+            settings.paths.runtime / f"{settings.run}.state.json",
+            self._state_trouble,
+        )
+        self.loop = Loop(
+            State(policy=policy_of(settings), run=settings.run),
+            self._performers(),
+            self.notifier,
+            self._announce,
+        )
+        self.watcher = MetadataWatcher(settings.imds, self.loop.post, cloud=settings.cloud)
+
+    def run(self) -> int:
+        """Runs until asked to stop; returns the exit status."""
+        self._listen_to_signals()
+        self.watcher.start()  # first of all: a notice may be waiting
+        record = self.records.load(self.boot.id)
+        instance_id = self._instance_id(record)
+        self._make_parts(instance_id)
+        found = self.host.find()
+        self.loop.handle(
+            on.Started(
+                record=record,
+                boot=classify(
+                    record, boot=self.boot, instance_id=instance_id, clean_boot_id=self._clean()
+                ),
+                boot_id=self.boot.id,
+                instance_id=instance_id,
+                trainer=found,
+                booted=self.boot.began,
+            )
+        )
+        if found is not None:
+            self.host.adopt(found)
+        self.directory.start()
+        self.control.start()
+        self.notifier.ready()
+        try:
+            status = self.loop.run()
+        finally:
+            self.notifier.stopping()
+        self._end(status)
+        return status
+
+    def _make_parts(self, instance_id: str) -> None:
+        s = self.settings
+        post = self.loop.post
+        owner = _owner(s.trainer.user)
+        self.directory = CheckpointDirectory(
+            s.checkpoints.directory,
+            pattern=s.checkpoints.pattern,
+            complete=s.checkpoints.complete,
+            owner=owner,
+            post=post,
+        )
+        self.socket = TrainerSocket(
+            s.paths.runtime / f"{s.run}.trainer.sock",
+            owner=owner,
+            post=post,
+            declare=self.directory.declare,
+        )
+        self.socket.start()
+        self.host = TrainerHost(
+            s.trainer,
+            run=s.run,
+            checkpoint_directory=s.checkpoints.directory,
+            runtime_directory=s.paths.runtime,
+            state_directory=s.paths.state,
+            post=post,
+            socket=self.socket.path,
+        )
+        self.store = StoreClient(
+            s.store,
+            run=s.run,
+            instance_id=instance_id,
+            node=0,
+            checkpoint_directory=s.checkpoints.directory,
+            owner=(owner.uid, owner.gid),
+            state_directory=self._own / "store",
+            post=post,
+        )
+        self.control = ControlServer(
+            s.paths.runtime / "control.sock",
+            status=lambda: status_of(self.loop.state, clock()),
+            post=post,
+            users=frozenset({owner.uid}),
+        )
+
+    # --- actions ---------------------------------------------------------------------
+
+    def _performers(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            do.Persist: lambda a: self.records.save(a.record),
+            do.Announce: self._announce,
+            do.SyncJournal: lambda _: self.journal.sync(),
+            do.Reply: lambda a: self.control.reply(a),
+            do.RunPreflight: lambda _: self.host.run_preflight(),
+            do.StartTrainer: lambda a: self.host.start(a),
+            do.SignalTrainer: lambda a: self.host.signal(a),
+            do.KillTrainer: lambda a: self.host.kill(a),
+            do.MeasureActivity: lambda _: self.host.measure_activity(),
+            do.Inspect: lambda a: self.directory.inspect(a),
+            do.Hold: lambda a: self.directory.hold(a),
+            do.ReleaseHold: lambda a: self.directory.release_hold(a.id),
+            do.SetAside: lambda a: self.directory.set_aside(a),
+            do.BringBack: lambda a: self.directory.bring_back(a.name),
+            do.Reinstate: lambda a: self.directory.reinstate(a.id),
+            do.DeleteLocal: lambda a: self.directory.delete_local(a.name, a.fingerprint),
+            do.WarmStore: lambda _: self.store.warm(),
+            do.OpenStore: lambda _: self.store.open(),
+            do.RenewLease: lambda _: self.store.renew_lease(),
+            do.ReleaseLease: lambda _: self.store.release_lease(LAST_WORDS),
+            do.Upload: self._upload,
+            do.StopUploads: lambda _: self.store.stop_uploads(),
+            do.Fetch: lambda a: self.store.fetch(a.id),
+            do.StopFetch: lambda _: self.store.stop_fetch(),
+            do.DeleteFromStore: lambda a: self.store.delete(a.ids),
+            do.StoreCompletion: lambda _: self.store.store_completion(),
+            do.FinishInstance: self._finish_instance,
+        }
+
+    def _announce(self, line: do.Announce) -> None:
+        self.journal.write(line)
+        self.history.append(line, time.time())
+
+    def _upload(self, action: do.Upload) -> None:
+        source = self.directory.source_of(action.id)
+        if source is None:
+            self.loop.post(on.UploadFailed(action.id, "it is no longer on the disk", gone=True))
+            return
+        root, name, kind = source
+        self.store.upload(action, UploadSource(root, name, kind))
+
+    def _finish_instance(self, action: do.FinishInstance) -> None:
+        from spotd.shell.finish import finish_instance  # noqa: PLC0415 - once in a run's life
+
+        finish_instance(action.action, self.settings, self._announce)
+
+    # --- signals ---------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self._asked_to_stop())
+        signal.signal(signal.SIGINT, lambda *_: self._asked_to_stop())
+        signal.signal(signal.SIGHUP, lambda *_: self._asked_to_reload())
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def _asked_to_stop(self) -> None:
+        threading.Thread(target=self._post_stop, name="stop", daemon=True).start()
+
+    def _post_stop(self) -> None:
+        seconds = self.settings.interruption.stop_timeout
+        restart = False
+        name = unit.own_unit()
+        if name is not None:
+            restart = unit.being_restarted(name)
+            seconds = unit.stop_timeout(name, seconds)
+        self.loop.post(on.StopRequested(seconds, restart=restart))
+
+    def _asked_to_reload(self) -> None:
+        threading.Thread(target=self._reload, name="reload", daemon=True).start()
+
+    def _reload(self) -> None:
+        self.notifier.reloading(done=False)
+        try:
+            fresh = load(str(self.settings.source_path))
+            fixed = ("run", "store", "checkpoints", "paths", "imds", "cloud")
+            changed = [n for n in fixed if getattr(fresh, n) != getattr(self.settings, n)]
+            if changed:
+                raise ConfigError(
+                    f"{', '.join(changed)} cannot change while spotd runs",
+                    hint="systemctl restart spotd; training is not interrupted by it",
+                )
+        except SpotdError as e:
+            line = do.Announce("reload_refused", f"nothing was taken over: {e}", 3)
+            self._announce(line)
+        else:
+            self.settings = fresh
+            self.host.settings = fresh.trainer
+            self.loop.post(on.Reloaded(policy_of(fresh)))
+        self.notifier.reloading(done=True)
+
+    # --- the ends --------------------------------------------------------------------
+
+    def _instance_id(self, record: dict[str, Any] | None) -> str:
+        """From the firmware or the metadata; a silent IMDS must not make us a stranger."""
+        known = record.get("instance_id") if record is not None else None
+        patience = 0.5 if isinstance(known, str) and known else IDENTITY_PATIENCE
+        told = self.watcher.wait_for_identity(patience).instance_id
+        if told:
+            return told
+        if isinstance(known, str) and known:
+            return known
+        return machine_name()
+
+    def _clean_path(self) -> Path:
+        return self._own / "ended-in-order"
+
+    def _clean(self) -> str:
+        with contextlib.suppress(OSError):
+            text = self._clean_path().read_text()
+            self._clean_path().unlink()
+            return text
+        return ""
+
+    def _end(self, status: int) -> None:
+        with contextlib.suppress(OSError):
+            self._clean_path().write_text(self.boot.id)
+        self.records.close()
+        self.watcher.stop()
+        self.control.close()
+        self.store.close()
+        self.directory.stop()
+        self.socket.stop()
+        self.history.close()
+        if status == 0:
+            self.journal.sync()
+
+    def _state_trouble(self, reason: str) -> None:
+        if reason:
+            hint = "free some space; training goes on"
+            self._announce(do.Announce("state_unwritable", f"{reason}. {hint}", 3))
+
+
+def machine_name() -> str:
+    """Returns a name for a machine that is no cloud instance: stable, and not its secret id."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    # machine-id(5) asks that the id itself be kept confidential.
+    digest = hashlib.sha256(f"spotd {machine}".encode()).hexdigest()[:8]
+    return f"{socket.gethostname()}-{digest}"
+
+
+def _owner(user: str | None) -> Owner:
+    """Returns the trainer's user; the daemon's own while it does not exist (yet)."""
+    if user is None:
+        return Owner(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return Owner(os.geteuid(), os.getegid())
+    groups = os.getgrouplist(user, entry.pw_gid)
+    return Owner(entry.pw_uid, entry.pw_gid, tuple(groups))
+
+
+def _private_directory(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as e:
+        raise SpotdError(
+            f"cannot make {path}: {e.strerror}",
+            hint="run as root, or set paths.state and paths.runtime to places of your own",
+        ) from e
+    return path
+
+
+def _take_lock(runtime: Path) -> int:
+    """Two spotd never run one trainer; the lock goes with the process, however it ends."""
+    _private_directory(runtime)
+    try:
+        fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise SpotdError(
+            f"cannot open {runtime / 'lock'}: {e.strerror}",
+            hint="run as root, or set paths.runtime to a place of your own",
+        ) from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        raise SpotdError(
+            f"another spotd runs with {runtime}",
+            hint="`spotd status` asks it; for a second run set paths.runtime and paths.state",
+        ) from e
+    return fd

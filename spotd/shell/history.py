@@ -1,0 +1,66 @@
+"""What happened to a run, one JSON object a line: the journal's lines, kept with the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from spotd.core.actions import Announce
+
+LARGEST = 16 << 20  # bytes; then the older half goes to a file of its own, replaced each time
+# What a person asks for after the fact must survive the power cut it may be about.
+_URGENT = frozenset(
+    {"interruption_notice", "drained", "completed", "gave_up", "trainer_started", "trainer_exited"}
+)
+
+
+class History:
+    """Appends to `history.jsonl`. Failing to is not worth more than the line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def append(self, line: Announce, wall: float) -> None:
+        """Adds one line, `time` in seconds since the epoch."""
+        entry = {"time": round(wall, 3), "event": line.name, "message": line.message, **line.fields}
+        data = (json.dumps(entry, default=str, separators=(",", ":")) + "\n").encode()
+        try:
+            if self._fd is None:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._fd = os.open(self.path, flags, 0o640)
+            os.write(self._fd, data)
+            if line.name in _URGENT:
+                os.fdatasync(self._fd)
+            if os.fstat(self._fd).st_size > LARGEST:
+                self.path.replace(self.path.with_suffix(".1.jsonl"))
+                self.close()
+        except OSError:
+            self.close()  # a full disk is reported by the state; the next line tries again
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the entries of a history, oldest first; a torn last line is passed over."""
+    for part in (path.with_suffix(".1.jsonl"), path):
+        try:
+            with part.open(encoding="utf-8", errors="replace") as f:
+                for line in f:
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(entry, dict) and isinstance(entry.get("time"), (int, float)):
+                        yield entry
+        except FileNotFoundError:
+            continue

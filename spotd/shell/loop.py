@@ -1,0 +1,106 @@
+"""One queue, one deciding thread.
+
+Shell threads put events on the queue; the loop takes one, asks the core, carries out the
+actions in order, and sleeps until the next event or the core's next timer. Nothing else
+touches the state, so a decision is never made on half of one. The watchdog is fed from
+here and only from here: it vouches for the deciding, not for the process.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core.lifecycle import step, wake_at
+from spotd.core.state import Now
+from spotd.core.status import status_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from spotd.core.state import State
+    from spotd.shell.notify import Notifier
+
+LONGEST_WAIT = 30.0  # seconds without an event after which the status line is looked at
+
+
+def clock() -> Now:
+    """Returns this moment. CLOCK_BOOTTIME never jumps and counts suspended time."""
+    return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+class Loop:
+    """Runs the core.
+
+    Args:
+        state: To begin with.
+        perform: What carries out each kind of action.
+        notifier: systemd's ear.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        perform: Mapping[type, Callable[[Any], None]],
+        notifier: Notifier,
+        announce: Callable[[do.Announce], None],
+    ) -> None:
+        self.state = state
+        self._perform = perform
+        self._notifier = notifier
+        self._announce = announce
+        self._queue: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
+        self._exit: int | None = None
+
+    def post(self, event: on.Event) -> None:
+        """Hands in an event; from any thread, and from a signal handler."""
+        self._queue.put(event)
+
+    def handle(self, event: on.Event) -> None:
+        """Decides on one event and carries the decision out. The loop's thread only."""
+        try:
+            self.state, actions = step(self.state, event, clock())
+        except Exception as e:  # noqa: BLE001 - a defect must not take the training with it
+            self._defect(f"{type(event).__name__}: {e!r}")
+            return
+        for action in actions:
+            if isinstance(action, do.Exit):
+                self._exit = action.status
+                continue
+            try:
+                self._perform[type(action)](action)
+            except Exception as e:  # noqa: BLE001 - as above; the other actions still count
+                self._defect(f"{type(action).__name__}: {e!r}")
+
+    def _defect(self, what: str) -> None:
+        where = traceback.format_exc(limit=-4)
+        self._announce(do.Announce("defect", f"a defect in spotd: {what}\n{where}", 3))
+
+    def run(self) -> int:
+        """Runs until the core says `Exit`; returns the exit status."""
+        while self._exit is None:
+            self._notifier.status(status_line(self.state, clock()))
+            event = self._next()
+            if event is not None:
+                self.handle(event)
+            self._notifier.alive()
+        return self._exit
+
+    def _next(self) -> on.Event | None:
+        """Waits for an event, or for the core's next timer."""
+        now = clock()
+        due = wake_at(self.state, now)
+        waits = [LONGEST_WAIT]
+        if self._notifier.watchdog_interval is not None:
+            waits.append(self._notifier.watchdog_interval)
+        if due is not None:
+            waits.append(max(0.0, due - now.mono))
+        try:
+            return self._queue.get(timeout=min(waits))
+        except queue.Empty:
+            return on.Tick()
