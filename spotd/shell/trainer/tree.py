@@ -51,6 +51,7 @@ class Tree:
     marker: str | None
     cgroup: Path | None = None
     ever: set[int] = field(default_factory=set)  # every pid that belonged, for the kernel's log
+    strays: dict[proc.Identity, float] = field(default_factory=dict)  # see `_note_strays`
     _members: dict[int, _Member] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
     _sweeps: int = 0
@@ -67,6 +68,7 @@ class Tree:
             self._forget_gone(present)
             found = self._new(present)
             self._admit(found)
+            self._note_strays(found)
             self._strangers = self._strangers.intersection(present).union(
                 stat.pid for stat in found if stat.pid not in self._members
             )
@@ -152,6 +154,17 @@ class Tree:
             for stat in related:
                 self._members[stat.pid] = _Member(stat, time.monotonic())
             waiting = [s for s in waiting if s.pid not in self._members]
+
+    def _note_strays(self, found: list[proc.Stat]) -> None:
+        """Orphans that ended before they were seen alive, and are ours to wait for.
+
+        They cannot be told from a child of the daemon's own that somebody is about to wait
+        for, so `strays` says since when they have been waiting.
+        """
+        for stat in found:
+            unknown = stat.pid not in self._members and stat.session != os.getsid(0)
+            if unknown and stat.parent == os.getpid() and not stat.alive:
+                self.strays.setdefault(stat.identity, time.monotonic())
 
     def _has_marker(self, stat: proc.Stat) -> bool:
         if self.marker is None or stat.pid == os.getpid():

@@ -29,6 +29,7 @@ LINGER = 3.0  # seconds that the rest of the tree has to end by itself after its
 _YOUNG = 15.0  # seconds in which a tree grows quickly
 _SWEEP_YOUNG = 0.5
 _SWEEP = 2.0
+_STRAY = 30.0  # seconds after which nobody else will wait for a child that has ended
 _STUBBORN = 10.0  # seconds after which a process that does not die of SIGKILL is mentioned
 
 
@@ -146,13 +147,16 @@ class Running:
 
     def _reap(self) -> None:
         """Waits for orphans that became ours (a subreaper's, or pid 1's, children)."""
-        me = os.getpid()
+        own = self.child.pid if self.child is not None else None
         for pid in self.tree.identities():
-            found = proc.stat(pid)
-            own = self.child is not None and pid == self.child.pid
-            if found and found.parent == me and found.state == proc.ZOMBIE and not own:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+            if pid != own:
+                _wait_for(proc.stat(pid))
+        for stray, since in list(self.tree.strays.items()):
+            found = proc.stat(stray.pid)
+            if found is None or found.started != stray.started:
+                del self.tree.strays[stray]
+            elif time.monotonic() - since >= _STRAY:
+                _wait_for(found)
 
     def _reason(self, left: int) -> str:
         if self._killing.is_set():
@@ -166,6 +170,12 @@ class Running:
         if left:
             return f"{left} of its processes were still there when it ended, and were killed"
         return ""
+
+
+def _wait_for(found: proc.Stat | None) -> None:
+    if found is not None and found.parent == os.getpid() and not found.alive:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(found.pid, os.WNOHANG)
 
 
 def _signal_name(number: int) -> str:
