@@ -1,0 +1,151 @@
+"""Finding the checkpoint directory, making it, and saying what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from spotd.shell.directory.tree import open_without_links, opened_directory
+from spotd.shell.directory.watch import filesystem_of
+
+_INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
+_MEMORY = ("tmpfs", "ramfs", "zram")
+_MAX_PARENTS = 8
+
+
+class PlaceError(Exception):
+    """The directory cannot be used; `reason` and `hint` are one line each."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The trainer's user."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def may_write(self, status: os.stat_result) -> bool:
+        """Whether permission bits let the user make files in a directory."""
+        if self.uid == 0:
+            return True
+        if status.st_uid == self.uid:
+            bits = status.st_mode >> 6
+        elif status.st_gid in (self.gid, *self.groups):
+            bits = status.st_mode >> 3
+        else:
+            bits = status.st_mode
+        return bits & 0o3 == 0o3
+
+
+def open_place(path: str, owner: Owner, *, create: bool) -> int:
+    """Opens the checkpoint directory; its path holds no links any more.
+
+    Args:
+        path: Absolute, resolved.
+        owner: The trainer's user, who gets it when it has to be made.
+        create: Make it when it is missing and its parent is there.
+
+    Raises:
+        PlaceError: It cannot be used.
+    """
+    try:
+        descriptor = open_without_links(path)
+    except FileNotFoundError:
+        if not create:
+            raise PlaceError(f"{path} does not exist") from None
+        descriptor = _make(path, owner)
+    except OSError as error:
+        raise PlaceError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        _check_writable(descriptor, path, owner)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _make(path: str, owner: Owner) -> int:
+    parent, _, last = path.rstrip("/").rpartition("/")
+    try:
+        above = open_without_links(parent or "/")
+    except OSError as error:
+        hint = "mount the disk or create the directory"
+        raise PlaceError(f"{path} does not exist and neither does {parent}", hint) from error
+    try:
+        os.mkdir(last, 0o777 & ~0o022, dir_fd=above)
+        with opened_directory(above, last) as made:
+            if os.geteuid() == 0:
+                os.fchown(made, owner.uid, owner.gid)
+            return os.dup(made)
+    except OSError as error:
+        raise PlaceError(f"{path} cannot be made: {error.strerror}") from error
+    finally:
+        os.close(above)
+
+
+def _check_writable(descriptor: int, path: str, owner: Owner) -> None:
+    status = os.fstat(descriptor)
+    if os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
+        raise PlaceError(f"{path} is on a filesystem that is mounted read-only")
+    if owner.may_write(status) or _has_acl(descriptor):
+        return
+    raise PlaceError(
+        f"{path} cannot be written by the trainer's user (uid {owner.uid})",
+        f"chown {owner.uid} {path}",
+    )
+
+
+def _has_acl(descriptor: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "system.posix_acl_access" in os.listxattr(descriptor)
+    return False
+
+
+def volatile(descriptor: int) -> str:
+    """Returns why the directory does not survive a stop of the instance, or "".
+
+    Source: EC2 user guide, "Instance store temporary block storage"; the model name is what
+    its NVMe devices report.
+    """
+    device = os.fstat(descriptor).st_dev
+    kind = filesystem_of(device)
+    if kind in _MEMORY:
+        return f"it is in memory ({kind})"
+    base = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    return "it is on instance store" if _on_instance_store(base, _MAX_PARENTS) else ""
+
+
+def _on_instance_store(base: Path, depth: int) -> bool:
+    """Looks at a block device, the disk a partition is of, and what lies below dm and md."""
+    if depth == 0:
+        return False
+    with contextlib.suppress(OSError):
+        real = base.resolve(strict=True)
+        for disk in (real, real.parent):
+            model = disk / "device" / "model"
+            if model.is_file() and model.read_text(errors="replace").strip() == _INSTANCE_STORE:
+                return True
+        slaves = real / "slaves"
+        if slaves.is_dir():
+            return any(_on_instance_store(below, depth - 1) for below in slaves.iterdir())
+    return False
+
+
+def is_same(descriptor: int, path: str) -> bool:
+    """Whether a path still leads to the directory a descriptor has open."""
+    try:
+        seen = os.stat(path, follow_symlinks=False)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    here = os.fstat(descriptor)
+    return stat.S_ISDIR(seen.st_mode) and (seen.st_dev, seen.st_ino) == (here.st_dev, here.st_ino)
