@@ -3,8 +3,9 @@
 A client of its own, and not `requests`: EC2's service closes the connection after each
 answer, so there is no session to keep; neither `requests` nor `http.client` can bound a
 whole exchange when a server trickles (their time-outs are per read); and nothing here may
-ever go through a proxy. benchmarks/imds_client.py has the figures: at 5 s polls all three
-are cheap in CPU, but `requests` alone costs more memory than the rest of the daemon may.
+ever go through a proxy. By benchmarks/imds_client.py, `requests` adds 12 MiB of private
+memory to an idle daemon that may have 30, this client 1; a poll costs a quarter of the
+CPU, 0.007 % of a core at 5 s.
 
 HTTP/1.1 as in RFC 9112, as much of it as such a service speaks: one answer, whose length
 is known, chunked, or ended by the end of the connection. Redirects are not followed.
