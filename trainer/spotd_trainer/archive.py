@@ -7,7 +7,8 @@ import re
 import threading
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +16,6 @@ from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import publish, temporary_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 FORMAT = 1
@@ -31,6 +31,20 @@ class Cancelled(Exception):  # noqa: N818 - no error: the save was asked to give
     """A background save gave way to a more urgent one; nothing is left of it."""
 
 
+@dataclass(slots=True)
+class Pace:
+    """Between the thread that writes and the loop: how far it is, and whether to give up."""
+
+    cancelled: bool = False
+    written: int = 0
+    expected: int = 0
+
+    @property
+    def nearly_done(self) -> bool:
+        """Whether three quarters of the bytes are written."""
+        return self.expected > 0 and self.written >= 0.75 * self.expected
+
+
 class DurableFile:
     """A write-only binary file that sends its bytes to the disk while they are being written.
 
@@ -39,11 +53,11 @@ class DurableFile:
     never holds gigabytes that would make another program's fsync wait.
     """
 
-    def __init__(self, path: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, path: Path, pace: Pace | None = None) -> None:
         # 0600 until it has its name would hide it from an uploader under another user: 0644.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o644)
-        self._cancelled = cancelled
+        self._pace = pace or Pace()
         self._unflushed = 0
         self._flusher: threading.Thread | None = None
         self._error: OSError | None = None
@@ -54,9 +68,11 @@ class DurableFile:
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
-            if self._cancelled():
+            if self._pace.cancelled:
                 raise Cancelled
-            done += os.write(self._descriptor, view[done : done + _READ_CHUNK])
+            count = os.write(self._descriptor, view[done : done + _READ_CHUNK])
+            done += count
+            self._pace.written += count
         self.written += done
         self._unflushed += done
         if self._unflushed >= _FLUSH_EVERY and not (self._flusher and self._flusher.is_alive()):
@@ -71,6 +87,20 @@ class DurableFile:
         except OSError as error:
             # The kernel reports a failed write-back once: the last fsync would say all is well.
             self._error = error
+
+    def tell(self) -> int:
+        """Bytes written so far; DCP asks."""
+        return self.written
+
+    def fileno(self) -> int:
+        """The descriptor; DCP fsyncs it."""
+        return self._descriptor
+
+    def __enter__(self) -> DurableFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def flush(self) -> None:
         """For `torch.save`; durability is `sync`'s business."""
@@ -92,34 +122,43 @@ class DurableFile:
             self._descriptor = -1
 
 
-def write_archive(
-    path: Path, state: dict[str, Any], cancelled: Callable[[], bool] = lambda: False
-) -> int:
+def write_archive(path: Path, state: dict[str, Any], pace: Pace | None = None) -> int:
     """Write `state` to `path` by way of a temporary file; return its size in bytes.
 
     Whatever happens, `path` is either untouched or whole and durable.
 
     Raises:
         OSError: the disk is full or broken. The temporary file is gone.
-        Cancelled: `cancelled()` became true.
+        Cancelled: `pace.cancelled` became true.
     """
     temporary = path.with_name(temporary_name(path.name))
-    file = DurableFile(temporary, cancelled)
     try:
+        written = write_file(temporary, state, pace)
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def write_file(path: Path, state: dict[str, Any], pace: Pace | None = None) -> int:
+    """Write `state` straight to `path` and wait for the disk; return its size in bytes.
+
+    Raises:
+        OSError: the disk is full or broken.
+        Cancelled: `pace.cancelled` became true.
+    """
+    with DurableFile(path, pace) as file:
         try:
             torch.save(state, file)  # type: ignore[arg-type]  # it needs write and flush only
         except RuntimeError as error:
             # torch's zip writer reports a failed write as its own error, on top of ours.
             cause = _cause_of(error)
-            raise cause from None if cause is not error else error.__cause__
+            if cause is error:
+                raise
+            raise cause from None
         file.sync()
-        file.close()
-        publish(temporary, path)
-    except BaseException:
-        file.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    return file.written
+        return file.written
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -140,31 +179,23 @@ def verify_archive(path: Path) -> None:
         TornCheckpointError: naming the first bad record.
         OSError: the file cannot be read.
     """
+    with path.open("rb") as file:
+        verify_stream(path, file)
+
+
+def verify_stream(path: Path, stream: IO[bytes], part: str = "") -> None:
+    """The same for an archive inside a file; `part` names it in the error."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(stream) as archive:
             for record in archive.infolist():
-                _verify_record(path, archive, record)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        size = path.stat().st_size
+                with archive.open(record) as content:
+                    while content.read(_READ_CHUNK):
+                        pass
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
+        size = stream.seek(0, os.SEEK_END)
         raise TornCheckpointError(
-            path, f"expected a whole zip archive, found {size} bytes that are none: {error}"
+            path, f"expected a whole archive, found {size} damaged bytes: {error}", key=part or None
         ) from error
-
-
-def _verify_record(path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    checksum = 0
-    expected = record.CRC
-    # zipfile compares by itself, but only for what it reads to the end, and in small pieces.
-    with archive.open(record) as stream:
-        stream._expected_crc = None  # type: ignore[attr-defined]  # noqa: SLF001
-        while chunk := stream.read(_READ_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    if checksum != expected:
-        raise TornCheckpointError(
-            path,
-            f"expected checksum {expected:08x}, found {checksum:08x}",
-            key=f"record {record.filename}",
-        )
 
 
 def read_archive(path: Path) -> dict[str, Any]:
@@ -175,9 +206,20 @@ def read_archive(path: Path) -> dict[str, Any]:
         CheckpointError: not ours, or of a format this library does not read.
         OSError: the file cannot be read.
     """
+    if path.is_dir():
+        raise CheckpointError(path, "expected a file, found a directory")
     verify_archive(path)
+    return check_header(path, _load(path, path, mapped=True))
+
+
+def read_received(path: Path, content: IO[bytes]) -> dict[str, Any]:
+    """The same for bytes that came from another rank, which read them from `path`."""
+    return check_header(path, _load(path, content, mapped=False))
+
+
+def _load(path: Path, source: Path | IO[bytes], *, mapped: bool) -> Any:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except Exception as error:
@@ -189,7 +231,6 @@ def read_archive(path: Path) -> dict[str, Any]:
             f"expected tensors and plain values only, found what torch refuses to load: {first}",
             hint=f"not written by {LIBRARY}; nothing of it was executed",
         ) from error
-    return check_header(path, state)
 
 
 def check_header(path: Path, state: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -29,6 +30,9 @@ from spotd_trainer.gpt import GPT, Shape
 from spotd_trainer.loader import Loader
 from spotd_trainer.rng import derive_seed, seed_all
 from spotd_trainer.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = logging.getLogger("spotd_trainer.reference")
 
@@ -93,6 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, help="of torch; default 1 on the CPU: results depend on it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--bf16", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    add("--shard", action="store_true", help="over several ranks: FSDP2 instead of DDP")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--eval-every", type=int, default=250, help="steps; 0: never")
     add("--sample", type=int, default=0, metavar="N", help="print N bytes at each evaluation")
@@ -102,14 +107,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def write_weights(path: Path, model: torch.nn.Module) -> str:
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, put together from the shards of all ranks if there are any. Collective."""
+    return {
+        name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> str:
     """Write names and raw bytes of all weights, the same bytes for the same weights; sha256."""
     digest = hashlib.sha256()
     temporary = path.with_name(f".tmp-{path.name}")
     with temporary.open("wb") as file:
-        for name, tensor in model.state_dict().items():
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            for piece in (f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), raw.numpy()):
+        for name, tensor in weights.items():
+            values = tensor.detach().cpu().contiguous()
+            raw = ctypes.string_at(values.data_ptr(), values.nbytes)
+            for piece in (f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), raw):
                 digest.update(piece)
                 file.write(piece)
     temporary.replace(path)
@@ -141,6 +155,32 @@ def learning_rate(options: argparse.Namespace) -> Any:
     return factor
 
 
+def over_ranks(gpt: GPT, options: argparse.Namespace, device: torch.device) -> torch.nn.Module:
+    """The model as it is trained: compiled, and spread over the ranks if there are several."""
+    if options.compile:
+        gpt.compile()
+    if not torch.distributed.is_initialized():
+        return gpt
+    if options.shard:
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - slow to import
+
+        for block in gpt.blocks:
+            fully_shard(block)
+        fully_shard(gpt)
+        return gpt
+    devices = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(gpt, device_ids=devices)
+
+
+@contextlib.contextmanager
+def only_local(model: torch.nn.Module, local: bool) -> Iterator[None]:
+    """Leave the gradients of a micro-batch on their rank, until the step's last one."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(not local)
+    with model.no_sync() if local and hasattr(model, "no_sync") else contextlib.nullcontext():
+        yield
+
+
 def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
     """Train to `options.steps`, from wherever the newest checkpoint is."""
     seed_all(options.seed)
@@ -151,11 +191,8 @@ def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
 
     shape = Shape(options.layers, options.heads, options.width, options.context, options.dropout)
     gpt = GPT(shape).to(device)
-    model: torch.nn.Module = torch.compile(gpt) if options.compile else gpt
-    if torch.distributed.is_initialized():
-        devices = [device.index] if device.type == "cuda" else None
-        model = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
-        seed_all(derive_seed(options.seed, rank))
+    model = over_ranks(gpt, options, device)
+    seed_all(derive_seed(options.seed, rank))
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=options.learning_rate, fused=fused)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(options))
@@ -185,8 +222,7 @@ def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
         for x, y in session:
             micro += 1
             last = micro % options.accumulate == 0
-            no_sync = getattr(model, "no_sync", contextlib.nullcontext)
-            with contextlib.nullcontext() if last else no_sync():
+            with only_local(model, not last):
                 with bf16:
                     loss = model(x.to(device), y.to(device)) / options.accumulate
                 loss.backward()
@@ -199,10 +235,12 @@ def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
             scheduler.step()
             progress.step(session.step + 1)
             session.advance(progress.loss)
-            if options.eval_every and session.step % options.eval_every == 0 and rank == 0:
+            if options.eval_every and session.step % options.eval_every == 0:
                 show_evaluation(options, gpt, eval_windows, device, session.step)
-    if rank == 0 and options.out_weights:
-        print(write_weights(options.out_weights, gpt), options.out_weights, sep="  ")
+    if options.out_weights:
+        weights = whole_weights(gpt)
+        if rank == 0:
+            print(write_weights(options.out_weights, weights), options.out_weights, sep="  ")
 
 
 class Progress:
@@ -243,6 +281,7 @@ def show_evaluation(
     options: argparse.Namespace, gpt: GPT, windows: Windows, device: torch.device, step: int
 ) -> None:
     """Log the loss on held-out text, and a sample. Draws from no generator but its own."""
+    # On every rank: with shards none can compute alone.
     log.info("step %d  held out %.4f", step, evaluate(gpt, windows, options.batch, device))
     if options.sample:
         generator = torch.Generator().manual_seed(derive_seed(options.seed, step))
@@ -270,6 +309,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if device.type == "cpu" or options.threads:
         torch.set_num_threads(options.threads or 1)
+    if os.environ.get("RANK", "0") != "0":
+        # One voice is enough.
+        logging.getLogger("spotd_trainer").setLevel(logging.WARNING)
     if "RANK" not in os.environ:
         return train(options, device, rank=0)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

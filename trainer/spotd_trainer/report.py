@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ class Reporter:
         self._interval = interval
         self._next = 0.0
         self._owed: list[str] = []
+        # The loop reports steps, the saving thread checkpoints.
+        self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self.dropped = 0
         if self._address:
@@ -52,9 +55,10 @@ class Reporter:
         self._next = time.monotonic() + self._interval
         self._send([f"{key}={value}" for key, value in values.items() if value is not None])
 
-    def checkpoint(self, path: Path, step: int) -> None:
+    def checkpoint(self, path: Path) -> None:
         """Tell that the checkpoint at `path` is complete and on the disk."""
-        self._owed = [f"STEP={step}", f"CHECKPOINT={path}"]
+        with self._lock:
+            self._owed = [f"CHECKPOINT={path}"]
         self._send([])
 
     def status(self, text: str) -> None:
@@ -78,14 +82,15 @@ class Reporter:
             self._socket = None
 
     def _send(self, lines: list[str]) -> None:
-        if self._socket is None or not self._address:
-            return
-        message = "\n".join(self._owed + lines).encode()
-        try:
-            self._socket.sendto(message, self._address)
-        except OSError as error:
-            if not self.dropped:
-                log.info("a report to %s was dropped: %s", self._address.lstrip("\0"), error)
-            self.dropped += 1
-        else:
-            self._owed = []
+        with self._lock:
+            if self._socket is None or not self._address:
+                return
+            message = "\n".join(self._owed + lines).encode()
+            try:
+                self._socket.sendto(message, self._address)
+            except OSError as error:
+                if not self.dropped:
+                    log.info("a report to %s was dropped: %s", self._address.lstrip("\0"), error)
+                self.dropped += 1
+            else:
+                self._owed = []

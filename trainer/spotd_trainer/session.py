@@ -9,36 +9,72 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from spotd_trainer.archive import FORMAT, LIBRARY, read_archive, write_archive
-from spotd_trainer.errors import CheckpointError, Interrupted, TornCheckpointError
-from spotd_trainer.files import checkpoint_name, find_checkpoints, prune, remove_leftovers
-from spotd_trainer.loader import Loader
+from spotd_trainer.agreement import Alone, Ranks, Wish, agree
+from spotd_trainer.errors import CheckpointError, Interrupted
+from spotd_trainer.files import remove_leftovers
+from spotd_trainer.interval import AutoInterval, Cost
+from spotd_trainer.meter import Meter
+from spotd_trainer.parts import Parts, as_list
+from spotd_trainer.position import Position
 from spotd_trainer.report import Reporter
-from spotd_trainer.rng import restore_rng, rng_state
+from spotd_trainer.resume import candidates, refuse_file, resume
+from spotd_trainer.saver import Saver
 from spotd_trainer.signals import StopFlag
-from spotd_trainer.state import (
-    check_optimizer,
-    check_tensors,
-    check_types,
-    load_optimizer,
-    plain,
-    unwrap,
-)
+from spotd_trainer.snapshot import Snapshot, Stager
+from spotd_trainer.state import unwrap
+from spotd_trainer.whole import WholeLayout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
+    import torch
+
+    from spotd_trainer.saver import Layout
+
 log = logging.getLogger("spotd_trainer")
 
 
 class Session:
+    """Finds and loads the newest checkpoint, saves new ones, and ends the loop when asked to.
+
+        with Session(model, optimizer, loader=loader, total_steps=1000) as session:
+            for batch in session:
+                ...  # forward, backward, optimizer.step(), zero_grad()
+                session.advance(loss)
+
+    Entering loads; `advance`, at the end of each optimizer step, counts, reports, saves when it is
+    time, and leaves by `Interrupted` (a SystemExit) after a stop signal, once the checkpoint is on
+    the disk. Leaving without an error saves the last state.
+
+    Args:
+        model: plain, compiled, in DistributedDataParallel, or sharded by `fully_shard` (FSDP2).
+        optimizer: one or several.
+        scheduler: one or several; leave none out that changes the learning rate.
+        scaler: the GradScaler, with float16.
+        loader: `spotd_trainer.Loader`, torchdata's StatefulDataLoader, any DataLoader, or None if
+            the loop draws its batches from the RNGs.
+        extra: whatever else has `state_dict` and `load_state_dict`, and torch.Generators, by name.
+        directory: of checkpoints. Default: `$SPOTD_CHECKPOINT_DIR`, else `./checkpoints`.
+        resume_from: a checkpoint. Default: `$SPOTD_RESUME_FROM`, else the newest whole one of
+            `directory`.
+        save_every: steps; "auto": by what a save costs; None: only when asked or stopped.
+        keep: how many checkpoints stay in `directory`.
+        total_steps: where the run is complete.
+        on_stop: "exit" leaves `advance` by `Interrupted`; "return" only sets `should_stop`.
+        asynchronous: write beside the loop. False waits for the disk at every save.
+        interruptions_per_day: for "auto": how often the run is cut off without a warning.
+        stop_signals, checkpoint_signals: what to listen to. Ctrl-C twice does not wait for a save.
+
+    Raises:
+        CheckpointError: on entering: what there is cannot be resumed from. No live object of the
+            model was touched.
+    """
+
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Any = None,
         *,
         scheduler: Any = None,
         scaler: Any = None,
@@ -50,35 +86,96 @@ class Session:
         keep: int = 3,
         total_steps: int | None = None,
         on_stop: Literal["exit", "return"] = "exit",
+        asynchronous: bool = True,
+        interruptions_per_day: float = 1.0,
+        stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+        checkpoint_signals: tuple[signal.Signals, ...] = (signal.SIGUSR1,),
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.scaler = scaler
-        self.loader = loader
-        self.extra = dict(extra or {})
+        if isinstance(save_every, int) and save_every < 1:
+            raise ValueError(f"save_every: expected a positive number of steps, found {save_every}")
         chosen = directory or os.environ.get("SPOTD_CHECKPOINT_DIR") or "checkpoints"
         self.directory = Path(chosen).absolute()
-        self.save_every = save_every
-        self.keep = keep
         self.total_steps = total_steps
         self.step = 0
+        """Optimizer steps done."""
         self.resumed_from: Path | None = None
-        self.last_checkpoint: Path | None = None
-        self._resume_from = resume_from or os.environ.get("SPOTD_RESUME_FROM")
+        """The checkpoint this process began with, None: at step 0."""
+        self.should_stop = False
+        """Whether a stop was agreed on, and saved for."""
+        named = resume_from or os.environ.get("SPOTD_RESUME_FROM")
+        self._named = str(named) if named else None
+        self._position = Position(loader)
+        self._parts = Parts(
+            model,
+            as_list(optimizer),
+            as_list(scheduler),
+            scaler,
+            self._position,
+            dict(extra or {}),
+        )
+        self._save_every = save_every
+        self._keep = keep
         self._on_stop = on_stop
-        self._saved_step = -1
-        self._saved_at = time.monotonic()
-        self._flag = StopFlag()
+        self._asynchronous = asynchronous
+        self._interval = AutoInterval(interruptions_per_day)
+        self._cost: Cost | None = None
+        self._flag = StopFlag(stop_signals, checkpoint_signals)
         self._reporter = Reporter()
-        self._pending_rng: dict[str, Any] | None = None
-        self._stopping = False
+        self._stager = Stager()
+        self._meter = Meter()
+        self._ranks: Alone | Ranks = Alone()
+        self._layout: Layout
+        self._saver: Saver
+        self._snapshot: Snapshot | None = None
+        self._hooks: list[Any] = []
+        self._whole_step = -1
+        self._started_step = -1
+        self._save_wanted = False
+        self._idle = True
+        self._last_save = time.monotonic()
+        self._notes_told = False
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._position.epoch
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that this process knows to be whole and on the disk."""
+        saved = self._saver.last_saved
+        return saved.path if saved is not None else self.resumed_from
+
+    @property
+    def save_failures(self) -> int:
+        """Saves that failed, for want of space say, and were reported."""
+        return self._saver.failures
+
+    @property
+    def done(self) -> bool:
+        """Whether the loop is to end: complete, or stopped."""
+        return self.should_stop or (self.total_steps is not None and self.step >= self.total_steps)
 
     def __enter__(self) -> Session:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.directory)
+        self._ranks = agree()
+        self._layout = self._choose_layout()
+        first = self._ranks.rank == 0
+        self._saver = Saver(
+            self._layout, self.directory, self._reporter, keep=self._keep, first_rank=first
+        )
+        if first:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.directory)
         self._flag.install()
-        self._resume()
+        try:
+            self._resume()
+        except BaseException:
+            self._flag.restore()
+            raise
+        for optimizer in self._parts.optimizers:
+            if hasattr(optimizer, "register_step_pre_hook"):
+                self._hooks.append(optimizer.register_step_pre_hook(self._before_optimizer))
+        self._last_save = time.monotonic()
         return self
 
     def __exit__(
@@ -87,156 +184,229 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None and not self._stopping and self.step != self._saved_step:
-            self.save()
-        if isinstance(self.loader, Loader):
-            self.loader.close()
-        self._reporter.close()
-        self._flag.restore()
-
-    @property
-    def should_stop(self) -> bool:
-        return self._stopping
-
-    @property
-    def done(self) -> bool:
-        return self._stopping or (self.total_steps is not None and self.step >= self.total_steps)
+        try:
+            if kind is None and not self.should_stop:
+                self._ranks.finish()
+                self._save_and_wait()
+            # After a crash of another rank a shard's writer may wait for it in vain.
+            self._saver.wait(None if kind is None else 60.0)
+        finally:
+            for hook in self._hooks:
+                hook.remove()
+            self._position.close()
+            self._stager.release()
+            self._reporter.close()
+            self._flag.restore()
 
     def __iter__(self) -> Iterator[Any]:
+        """Batches, epoch after epoch, until `done`."""
         while not self.done:
             yield from self.batches()
 
     def batches(self) -> Iterator[Any]:
-        iterator = iter(self.loader)
-        self._release_rng()
-        while not self.done:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        """The rest of the current epoch; ends early when `done`."""
+        if self.done:
+            return
+        for batch in self._position.batches():
             yield batch
+            if self.done:
+                return
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """Numbers of the epochs up to `total`, beginning with the one to go on with."""
+        while self.epoch < total and not self.done:
+            before = self.epoch
+            yield before
+            if self.epoch == before:
+                return
+
+    def request_stop(self) -> None:
+        """Stop at the next step boundary, as after a stop signal."""
+        self._flag.stop = self._flag.stop or signal.SIGTERM
 
     def advance(self, loss: Any = None) -> None:
+        """One optimizer step is done. Call it right after, on every rank.
+
+        Args:
+            loss: a number or a tensor of one; read, and so waited for, only when a report is due.
+
+        Raises:
+            Interrupted: a stop was asked for, and the checkpoint is on the disk.
+            CheckpointError: a stop was asked for, and nothing could be saved.
+            Exception: whatever went wrong in a save beside the loop, want of space excepted.
+        """
+        self._saver.raise_error()
+        self._note_cost()
+        if self._position.rng_is_owed:
+            log.warning("the data was not taken from the session: the resume is not exact")
+            self._position.release()
         self.step += 1
-        if self._reporter.due or self.step == self.total_steps:
+        self._meter.stepped(saving=self._saver.busy)
+        self._report(loss)
+        stop = self._consult()
+        if stop:
+            self._stop(stop)
+        elif self._save_wanted and self._idle:
+            self._start_save()
+        self._meter.left()
+
+    def save(self, *, wait: bool = False) -> None:
+        """Save now, between two steps, on every rank. `wait`: return when it is on the disk.
+
+        Raises:
+            CheckpointError: with `wait`: it could not be saved.
+        """
+        if wait:
+            self._save_and_wait()
+        elif self._started_step != self.step:
+            self._saver.wait()
+            self._start_save()
+
+    def _choose_layout(self) -> Layout:
+        # Imported late: DCP takes a second to import, and most runs do not need it.
+        if any(hasattr(p, "_local_tensor") for p in unwrap(self._parts.model).parameters()):
+            return self._sharded()
+        return WholeLayout(self._parts, self._ranks)
+
+    def _sharded(self) -> Layout:
+        from spotd_trainer.sharded import ShardedLayout  # noqa: PLC0415
+
+        return ShardedLayout(self._parts, self._ranks)
+
+    def _resume(self) -> None:
+        def layout_for(directory: bool) -> Layout:
+            if not directory and not isinstance(self._layout, WholeLayout):
+                raise refuse_file(paths[0])
+            return self._sharded() if directory else self._layout
+
+        paths = candidates(self.directory, self._named, self._ranks)
+        found = resume(paths, self._ranks, layout_for)
+        if found is not None:
+            self.resumed_from, state = found
+            self.step = self._whole_step = self._started_step = state["step"]
+            if self._ranks.rank == 0:
+                log.info("resumed at step %d from %s", self.step, self.resumed_from)
+
+    def _report(self, loss: Any) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0" and (self._reporter.due or self.done):
             self._reporter.progress(
                 self.step,
                 total_steps=self.total_steps,
+                epoch=self.epoch,
                 loss=None if loss is None else float(loss),
-                epoch=getattr(self.loader, "epoch", None),
             )
-        if self._flag.stop:
-            self._stop()
-        elif self._flag.checkpoints_asked or self._due():
-            self._flag.checkpoints_asked = 0
-            self.save()
 
-    def _due(self) -> bool:
-        if self.save_every is None:
+    def _consult(self) -> int:
+        """Agree with the other ranks; returns the stop signal's number, or 0."""
+        by_step = isinstance(self._save_every, int) and self.step % self._save_every == 0
+        wish = Wish(
+            stop=self._flag.stop,
+            checkpoint=int(self._flag.checkpoints_asked > 0),
+            due=int(self._due_by_time()),
+            busy=int(self._saver.busy),
+        )
+        known = self._idle or not by_step
+        agreed = self._ranks.decide(self.step, wish) if known else self._ranks.now(wish)
+        self._save_wanted |= by_step
+        if agreed is None:
+            return 0
+        self._save_wanted |= bool(agreed.checkpoint or agreed.due)
+        self._idle = not agreed.busy
+        return agreed.stop
+
+    def _due_by_time(self) -> bool:
+        if self._save_every != "auto" or self._ranks.rank:
             return False
-        if self.save_every == "auto":
-            return time.monotonic() - self._saved_at > 10
-        return self.step % self.save_every == 0
+        return time.monotonic() - self._last_save >= self._interval.seconds(self._cost)
 
-    def _stop(self) -> None:
-        self.save()
-        self._stopping = True
+    def _note_cost(self) -> None:
+        saved = self._saver.last_saved
+        if saved is None or self._saver.busy:
+            return
+        cost = self._meter.ended(saved.seconds)
+        if cost is None or self._save_every != "auto":
+            return
+        before = self._interval.seconds(self._cost)
+        # Half of the old value: one slow disk flush does not double the interval for good.
+        self._cost = cost if self._cost is None else self._cost.mixed_with(cost)
+        after = self._interval.seconds(self._cost)
+        if not 0.8 < after / before < 1.25:  # noqa: PLR2004 - one line per change worth knowing
+            log.info("%s", self._interval.reasoning(self._cost))
+
+    def _before_optimizer(self, *_: Any) -> None:
+        if self._snapshot is not None:
+            self._meter.waited(self._snapshot.wait())
+            self._snapshot = None
+
+    def _about(self) -> dict[str, Any]:
+        notes = self._parts.notes()
+        if notes and not self._notes_told and self._ranks.rank == 0:
+            for note in notes:
+                log.warning("a resume will not be exact: %s", note)
+        self._notes_told = True
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "total_steps": self.total_steps,
+            "inexact": notes,
+        }
+
+    def _start_save(self) -> None:
+        began = time.perf_counter()
+        self._save_wanted = False
+        self._flag.checkpoints_asked = 0
+        self._last_save = time.monotonic()
+        # What was sent before this save began says nothing about it being under way.
+        self._ranks.finish()
+        if not self._asynchronous:
+            self._save_synchronously()
+            return
+        self._idle = isinstance(self._ranks, Alone)
+        self._started_step = self.step
+        state = self._layout.capture(self._about())
+        if state is not None:
+            later = () if self._saver.copy_at_once else self._parts.written_by_optimizers()
+            self._snapshot = self._stager.take(state, later)
+            self._saver.start(self.step, self._snapshot)
+        self._meter.began(time.perf_counter() - began)
+
+    def _save_synchronously(self) -> None:
+        try:
+            self._save_and_wait()
+        except CheckpointError:
+            # Want of space was reported and is no reason to stop; anything else is.
+            self._saver.raise_error()
+
+    def _save_and_wait(self) -> None:
+        """Save this step and wait, on every rank, until it is on the disk.
+
+        Raises:
+            CheckpointError: on every rank, if it failed on one.
+        """
+        if self._whole_step == self.step:
+            return
+        if self._started_step == self.step:
+            self._saver.wait()
+            current = self._saver.current
+            failed = current is not None and current.error is not None
+            if not any(self._ranks.share(failed)):
+                self._whole_step = self.step
+                return
+        saving = self._saver.save_now(self.step, self._layout.capture(self._about()))
+        problems = self._ranks.share(None if saving.error is None else str(saving.error))
+        for problem in problems:
+            if problem is not None:
+                raise CheckpointError(saving.path, f"not saved: {problem}") from saving.error
+        self._whole_step = self._started_step = self.step
+
+    def _stop(self, number: int) -> None:
+        if self._ranks.rank == 0:
+            log.info("asked to stop by %s: saving step %d", signal.Signals(number).name, self.step)
+        self._ranks.finish()
+        self._save_and_wait()
+        self.should_stop = True
         self._reporter.stopping()
         if self._on_stop == "exit":
             under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-            raise Interrupted(
-                0 if under_torchrun else 128 + self._flag.stop,
-                step=self.step,
-                checkpoint=self.last_checkpoint,
-            )
-
-    def save(self) -> None:
-        if self._saved_step == self.step:
-            return
-        path = self.directory / checkpoint_name(self.step)
-        write_archive(path, self._capture())
-        self._saved_step, self._saved_at = self.step, time.monotonic()
-        self.last_checkpoint = path
-        self._reporter.checkpoint(path, self.step)
-        prune(self.directory, self.keep)
-
-    def _types(self) -> dict[str, str]:
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
-        return {k: type(v).__name__ for k, v in parts.items() if v is not None}
-
-    def _capture(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "library": LIBRARY,
-            "format": FORMAT,
-            "torch": str(torch.__version__),
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "types": self._types(),
-            "model": plain(unwrap(self.model).state_dict(), "model"),
-            "extra": {
-                name: plain(part.state_dict(), f"extra.{name}") for name, part in self.extra.items()
-            },
-            "ranks": [
-                {
-                    "rng": rng_state(),
-                    "loader": plain(self.loader.state_dict(), "loader") if self.loader else None,
-                }
-            ],
-        }
-        for name in ("optimizer", "scheduler", "scaler"):
-            part = getattr(self, name)
-            if part is not None:
-                state[name] = plain(part.state_dict(), name)
-        return state
-
-    def _resume(self) -> None:
-        candidates = find_checkpoints(self.directory)
-        if self._resume_from:
-            chosen = Path(self._resume_from)
-            candidates = [chosen, *(c for c in candidates if c != chosen)]
-        torn: list[TornCheckpointError] = []
-        for path in candidates:
-            try:
-                state = read_archive(path)
-            except TornCheckpointError as error:
-                log.warning("%s; trying the next older one", error)
-                torn.append(error)
-                continue
-            self._restore(path, state)
-            return
-        if torn:
-            raise torn[0]
-
-    def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        check_tensors(path, "model", unwrap(self.model).state_dict(), state["model"])
-        check_types(path, self._types(), state["types"])
-        if self.optimizer is not None:
-            check_optimizer(path, "optimizer", self.optimizer, state["optimizer"])
-        for name, part in self.extra.items():
-            if name not in state["extra"]:
-                raise CheckpointError(path, "expected a state, found none", key=f"extra.{name}")
-            part.load_state_dict(state["extra"][name])
-        mine = state["ranks"][0]
-        if self.loader is not None:
-            try:
-                self.loader.load_state_dict(mine["loader"])
-            except ValueError as error:
-                raise CheckpointError(path, str(error), key="loader") from error
-        for name in ("scheduler", "scaler"):
-            part = getattr(self, name)
-            if part is not None:
-                part.load_state_dict(state[name])
-        if self.optimizer is not None:
-            load_optimizer(self.optimizer, state["optimizer"])
-        unwrap(self.model).load_state_dict(state["model"])
-        self.step = self._saved_step = state["step"]
-        self.resumed_from = self.last_checkpoint = path
-        self._pending_rng = mine["rng"]
-        if self.loader is None:
-            self._release_rng()
-        log.info("resumed from %s at step %d", path, self.step)
-
-    def _release_rng(self) -> None:
-        if self._pending_rng is not None:
-            restore_rng(self._pending_rng)
-            self._pending_rng = None
+            code = 0 if under_torchrun else 128 + number
+            raise Interrupted(code, step=self.step, checkpoint=self.last_checkpoint)

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 log = logging.getLogger("spotd_trainer")
 
@@ -29,6 +29,7 @@ class StopFlag:
         self._stop_signals = tuple(stop)
         self._checkpoint_signals = tuple(checkpoint)
         self._previous: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
         self.stop = 0
         """Number of the signal that asked for a stop, 0 while none has."""
         self.checkpoints_asked = 0
@@ -54,6 +55,11 @@ class StopFlag:
         self._previous.clear()
 
     def _on_stop(self, number: int, _frame: object) -> None:
+        if os.getpid() != self._process:
+            # A forked helper of the program: it dies of the signal, as it would without us.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.stop == signal.SIGINT == number:
             # Somebody at the keyboard pressed Ctrl-C again: they do not want to wait for a save.
             raise KeyboardInterrupt
@@ -61,6 +67,18 @@ class StopFlag:
 
     def _on_checkpoint(self, _number: int, _frame: object) -> None:
         self.checkpoints_asked += 1
+
+
+class Shielded:
+    """A `worker_init_fn` that shields the worker and then does what the program wanted done."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker_id: int) -> None:
+        shield_worker(worker_id)
+        if self._then is not None:
+            self._then(worker_id)
 
 
 def shield_worker(_worker_id: int = 0) -> None:

@@ -1,0 +1,176 @@
+"""A copy of the state at one step, made while the loop already computes the next.
+
+Theory of operation. Between two optimizer steps nobody writes to the parameters or to the
+optimizer's state: forward and backward only read them. So copying them needs no pause. Only what
+other code may touch (buffers, extra state, RNGs: small) is copied at once; the rest is copied by
+the saving thread, and the next `optimizer.step` waits, in a hook, for what is still missing.
+The copies go into buffers that are kept from save to save: one extra copy of the state, whose
+pages are mapped (and, for CUDA, pinned) once.
+
+A program that changes parameters by other means in between is found out by the tensors' version
+counters, and its saves are then copied at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class StateChangedError(RuntimeError):
+    """Parameters were written to between two optimizer steps while they were being copied."""
+
+
+@dataclass(slots=True)
+class _Copy:
+    key: str
+    source: torch.Tensor
+    target: torch.Tensor
+    version: int
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """State whose tensors are copies; complete once `finish` has returned."""
+
+    state: dict[str, Any]
+    _later: list[_Copy]
+    _stream: torch.cuda.Stream | None
+    _enqueued: threading.Event = field(default_factory=threading.Event)
+    _copied: torch.cuda.Event | None = None
+    _error: BaseException | None = None
+
+    def finish(self) -> None:
+        """Copy what was left for later. Called once, by the saving thread.
+
+        Raises:
+            StateChangedError: the copy is of no step.
+        """
+        try:
+            if self._stream is not None:
+                with torch.cuda.stream(self._stream):
+                    self._copy_all()
+                    self._copied = torch.cuda.Event()
+                    self._copied.record(self._stream)
+            else:
+                self._copy_all()
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._enqueued.set()
+        if self._copied is not None:
+            self._copied.synchronize()
+        # What is still held would keep a model alive that the program has dropped.
+        self._later = []
+
+    def _copy_all(self) -> None:
+        for copy in self._later:
+            copy.target.copy_(copy.source, non_blocking=True)
+        for copy in self._later:
+            if copy.source._version != copy.version:
+                raise StateChangedError(copy.key)
+
+    def wait(self) -> float:
+        """Hold back the optimizer until its parameters are copied; return the seconds waited.
+
+        On CUDA the program does not wait at all: the device's stream does.
+        """
+        began = time.perf_counter()
+        self._enqueued.wait()
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+        return time.perf_counter() - began
+
+
+class Stager:
+    """Makes snapshots, one at a time, into buffers it keeps."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+
+    def take(self, state: dict[str, Any], later: Iterable[torch.Tensor] = ()) -> Snapshot:
+        """Copy `state`; tensors that share memory with one in `later` are left to `finish`."""
+        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        if on_cuda and self._stream is None:
+            self._stream = torch.cuda.Stream()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        work = _Work(self._buffers, {_memory(tensor) for tensor in later})
+        copied = work.copy(state, "state")
+        if self._stream is not None and work.now:
+            torch.cuda.current_stream().synchronize()
+        self._buffers = work.used
+        return Snapshot(copied, work.later, self._stream)
+
+    def release(self) -> None:
+        """Give the buffers' memory back."""
+        self._buffers = {}
+
+
+class _Work:
+    """One walk over the state."""
+
+    def __init__(self, buffers: dict[str, torch.Tensor], later: set[int]) -> None:
+        self._buffers = buffers
+        self._later_memory = later
+        self._seen: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.used: dict[str, torch.Tensor] = {}
+        self.later: list[_Copy] = []
+        self.now = 0
+
+    def copy(self, value: Any, key: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, key)
+        if isinstance(value, dict):
+            kind = OrderedDict if isinstance(value, OrderedDict) else dict
+            return kind((k, self.copy(v, f"{key}.{k}")) for k, v in value.items())
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            return type(value)(self.copy(v, f"{key}.{i}") for i, v in enumerate(value))
+        return value
+
+    def _tensor(self, source: torch.Tensor, key: str) -> torch.Tensor:
+        local = getattr(source, "_local_tensor", None)
+        if isinstance(local, torch.Tensor):
+            # A shard of a DTensor: the same shard of the same whole, with its values on the CPU.
+            shard = source.detach()
+            shard._local_tensor = self._tensor(local, key)  # type: ignore[attr-defined]
+            return shard
+        source = source.detach()
+        same = (_memory(source), source.storage_offset(), source.shape, source.stride())
+        identity = (*same, source.dtype)
+        if source.numel() and identity in self._seen:
+            # Tied weights stay tied in the file.
+            self.used[key] = self._seen[identity]
+            return self._seen[identity]
+        target = self._buffer(source, key)
+        if _memory(source) in self._later_memory:
+            self.later.append(_Copy(key, source, target, source._version))
+        else:
+            target.copy_(source, non_blocking=True)
+            self.now += source.is_cuda
+        self._seen[identity] = target
+        return target
+
+    def _buffer(self, source: torch.Tensor, key: str) -> torch.Tensor:
+        old = self._buffers.get(key)
+        if old is not None and (old.shape, old.dtype) == (source.shape, source.dtype):
+            self.used[key] = old
+            return old
+        new = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
+        self.used[key] = new
+        return new
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    local = getattr(tensor, "_local_tensor", tensor)
+    return int(local.untyped_storage().data_ptr())
