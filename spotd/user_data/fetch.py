@@ -6,7 +6,7 @@ Standard library only, for it runs before spotd is installed. Signature: AWS, "S
 signing process".
 """
 
-# ruff: noqa: S310, PTH, PERF203, T201 - small, and for any Python 3 that cloud-init brings
+# ruff: noqa: S310, PTH103, PTH105, PTH120, PTH123, PERF203, T201 - for any Python 3 of an image
 from __future__ import annotations
 
 import argparse

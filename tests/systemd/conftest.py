@@ -1,18 +1,22 @@
-"""Instances for the scenarios: one network a session, one machine a test."""
+"""Instances for the scenarios: one network and one image a session, one machine a test."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ec2box import image
+from ec2box import ami, image
+from ec2box.cloud import Cloud
 from ec2box.disk import Disk
+from ec2box.instance import Instance
+from ec2box.training import Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +35,81 @@ def scratch(machinery: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def disk(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+def disk(scratch: Path) -> Iterator[Disk]:
     """A small disk of its own, mounted."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     disk = Disk(folder, 64 << 20)
     disk.mount()
     yield disk
     disk.close()
+
+
+@pytest.fixture(scope="session")
+def base(machinery: None) -> Path:
+    """Debian, without spotd."""
+    try:
+        return image.base()
+    except RuntimeError as error:
+        pytest.skip(f"the image could not be built: {error}")
+
+
+@pytest.fixture(scope="session")
+def package(scratch: Path) -> Path:
+    """The .deb, built from this tree."""
+    built: Path = ami.builder().deb(scratch / "dist")
+    return built
+
+
+@pytest.fixture(scope="session")
+def baked(scratch: Path, base: Path, package: Path) -> Path:
+    """The layer of an AMI with spotd in it."""
+    return ami.bake(scratch, base, package)
+
+
+@pytest.fixture(scope="session")
+def network(scratch: Path) -> Iterator[Cloud]:
+    cloud = Cloud(scratch / "cloud")
+    yield cloud
+    cloud.close()
+
+
+@pytest.fixture
+def cloud(network: Cloud) -> Cloud:
+    """The network, with nothing to say and everything up."""
+    network.s3_on()
+    network.imds.well()
+    network.imds.withdraw()
+    network.imds.user_data = ""
+    return network
+
+
+@pytest.fixture
+def launch(
+    cloud: Cloud, scratch: Path, baked: Path, base: Path
+) -> Iterator[Callable[..., Instance]]:
+    """`launch(layers=None, **options)`: a new instance, off; its disk dies with the test."""
+    launched: list[Instance] = []
+
+    def launch(*, layers: list[Path] | None = None, **options: object) -> Instance:
+        for other in launched:
+            other.retire()
+        name = f"i-{len(launched):04x}{abs(hash(scratch)) % 16**8:08x}"
+        cloud.imds.instance_id = name
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        layers = [baked, base] if layers is None else layers
+        instance = Instance(cloud, folder, layers, name, **options)  # type: ignore[arg-type]
+        launched.append(instance)
+        return instance
+
+    yield launch
+    for instance in launched:
+        instance.close()
+
+
+@pytest.fixture
+def training(
+    cloud: Cloud, launch: Callable[..., Instance], request: pytest.FixtureRequest
+) -> Training:
+    """An instance that trains: its run is named after the test."""
+    run = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-")
+    return Training(cloud, launch, run)

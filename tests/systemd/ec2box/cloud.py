@@ -30,6 +30,8 @@ MAC = "02:1a:2b:3c:4d:5e"
 S3_PORT = 8333
 FILES_PORT = 8080
 ACCESS_KEY, SECRET_KEY = "AKIASPOTDTESTS", "tests-only-secret"
+#: What must never be seen in a log.
+MARKS = SECRET_KEY
 PREFIX = "spotd-test-"
 
 
@@ -76,7 +78,8 @@ class Cloud:
         return space.path
 
     def unplug(self, name: str) -> None:
-        self._plugged.pop(name).close()
+        if space := self._plugged.pop(name, None):
+            space.close()
 
     # -- services ------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ def _answers(url: str, patience: float = 30.0) -> None:
     while True:
         try:
             urllib.request.urlopen(url, timeout=2).close()
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError:  # noqa: PERF203 - it is started once
             return
         except OSError:
             if time.monotonic() > deadline:

@@ -105,6 +105,12 @@ class Instance:
         self._kill()
         self._unmount()
 
+    def retire(self) -> None:
+        """Terminated: it is off for good, its network card is free, its disk can be read."""
+        self._kill()
+        self._unmount()
+        self._cloud.unplug(self.name)
+
     def close(self) -> None:
         self._kill()
         self._unmount()

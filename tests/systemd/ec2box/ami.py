@@ -1,0 +1,57 @@
+"""A layer with spotd installed from its own package, as a baked AMI has it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ec2box import image
+from ec2box.disk import detach, run
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def builder() -> Any:
+    """packaging/build.py as a module."""
+    spec = importlib.util.spec_from_file_location("build", REPOSITORY / "packaging/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bake(folder: Path, root: Path, package: Path) -> Path:
+    """Installs `package` over `root` and returns the layer that this makes."""
+    layer, work, merged = folder / "ami", folder / "ami-work", folder / "ami-root"
+    for path in (layer, work, merged):
+        path.mkdir(parents=True)
+    options = f"lowerdir={root},upperdir={layer},workdir={work}"
+    run("mount", "-t", "overlay", "overlay", "-o", options, str(merged))
+    try:
+        shutil.copy(package, merged / "spotd.deb")
+        done = subprocess.run(
+            ["chroot", merged, "dpkg", "-i", "/spotd.deb"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
+        )
+        if done.returncode:
+            raise RuntimeError(f"dpkg -i failed: {done.stdout}{done.stderr}")
+        (merged / "spotd.deb").unlink()
+    finally:
+        detach(merged)
+    shutil.copy(Path(__file__).with_name("train.py"), _home(layer) / "train.py")
+    return image.without_cloud_init(layer)
+
+
+def _home(layer: Path) -> Path:
+    home = layer / "home/ubuntu"
+    if not home.exists():
+        home.mkdir(parents=True)
+        shutil.chown(home, 1000, 1000)
+    return home
