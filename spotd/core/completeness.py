@@ -152,16 +152,12 @@ def _judge_file(facts: CandidateFacts) -> Verdict:
     if not wanted and not is_checkpoint_name(facts.name):
         return Verdict(State.NOT_A_CHECKPOINT, "its name is not that of a checkpoint")
     file = facts.files[0]
-    if file.structure is Structure.TORN:
-        return _unfinished(facts, file.reason)
-    if facts.declared:
-        return Verdict(State.WHOLE)
-    if file.writing:
+    if file.structure is Structure.TORN or file.size == 0:
+        return _unfinished(facts, file.reason or "it is empty")
+    if file.writing and not facts.declared:
         return _being_written(facts.name)
-    if file.structure is Structure.WHOLE:
+    if facts.declared or file.structure is Structure.WHOLE:
         return Verdict(State.WHOLE)
-    if file.size == 0:
-        return _unfinished(facts, "it is empty")
     return _wait_for_quiet(facts, quiet_needed(facts.longest_gap))
 
 
@@ -191,10 +187,7 @@ def _holds_checkpoint(facts: CandidateFacts) -> bool:
 
 
 def _judge_layout(facts: CandidateFacts, layout: Layout) -> Verdict:
-    for file in facts.files:
-        if file.structure is Structure.TORN and not _is_leftover(facts, layout, file):
-            return _unfinished(facts, f"{file.path}: {file.reason}")
-    problem = _unmet_need(facts)
+    problem = _torn_file(facts, layout) or _unmet_need(facts)
     if problem:
         return _unfinished(facts, problem)
     if facts.declared:
@@ -205,13 +198,21 @@ def _judge_layout(facts: CandidateFacts, layout: Layout) -> Verdict:
     problem = _sentinel(facts, layout) or _marker_problem(facts, layout)
     if problem:
         return _unfinished(facts, problem)
-    if layout is Layout.ORBAX:
-        return Verdict(State.WHOLE)
+    return _wait_for_quiet(facts, _quiet_of(facts, layout))
+
+
+def _quiet_of(facts: CandidateFacts, layout: Layout) -> float:
+    """Seconds of quiet that a directory needs whose marker is in order."""
     if layout is Layout.OTHER:
-        return _wait_for_quiet(facts, quiet_needed(facts.longest_gap))
-    if any(is_rank_file(file.path) for file in facts.files):
-        return _wait_for_quiet(facts, RANK_QUIET)
-    return Verdict(State.WHOLE)
+        return quiet_needed(facts.longest_gap)
+    return RANK_QUIET if any(is_rank_file(file.path) for file in facts.files) else 0.0
+
+
+def _torn_file(facts: CandidateFacts, layout: Layout) -> str:
+    for file in facts.files:
+        if file.structure is Structure.TORN and not _is_leftover(facts, layout, file):
+            return f"{file.path}: {file.reason}"
+    return ""
 
 
 def _unmet_need(facts: CandidateFacts) -> str:

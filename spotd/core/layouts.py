@@ -65,21 +65,28 @@ def directory_of(path: str) -> str:
 
 def layout_of(name: str, paths: tuple[str, ...], family: Layout | None) -> Layout:
     """Tells who writes a directory from its name, its files, and what its siblings are."""
-    top = {path for path in paths if "/" not in path}
-    if "trainer_state.json" in top:
-        return Layout.TRAINER
-    if any(_RANDOM_STATES.fullmatch(path) for path in top):
-        return Layout.ACCELERATE
-    if any(base_name(path) in _ORBAX_MARKERS for path in paths):
-        return Layout.ORBAX
+    marked = _marked_layout(paths)
+    if marked is not None:
+        return marked
     # A directory in the making has no marker yet: its siblings tell what it will be.
     if family is not None and family is not Layout.OTHER:
         return family
-    if _HF_NAME.fullmatch(name) and top & _HF_SIGNATURE:
+    if _HF_NAME.fullmatch(name) and not _HF_SIGNATURE.isdisjoint(paths):
         return Layout.TRAINER
     if any(path.endswith(".distcp") or base_name(path) == ".metadata" for path in paths):
         return Layout.DCP
     return Layout.OTHER
+
+
+def _marked_layout(paths: tuple[str, ...]) -> Layout | None:
+    """The layout whose own marker is there already."""
+    if "trainer_state.json" in paths:
+        return Layout.TRAINER
+    if any(_RANDOM_STATES.fullmatch(path) for path in paths):
+        return Layout.ACCELERATE
+    if any(base_name(path) in _ORBAX_MARKERS for path in paths):
+        return Layout.ORBAX
+    return None
 
 
 def markers_of(layout: Layout, files: tuple[_F, ...]) -> list[_F]:

@@ -318,23 +318,20 @@ class Candidates:
 
     def _interesting(self, name: str) -> bool:
         """Whether to look at an entry at all; decided by the name alone, for 10,000 of them."""
-        if name in self.muted:
+        if name in self.muted or not is_text(name) or name.startswith(".spotd"):
             return False
         if name in self._declared:
             return True
-        if not is_text(name) or name.startswith(".spotd"):
-            return False
         if self._is_temporary(name):
             return sum(p.temporary for p in self.pending.values()) < _MAX_TEMPORARY
-        if not matches(name, self._patterns):
-            return False
-        if not self._default:
-            return True
-        if name in _NOT_CHECKPOINTS:
-            return False
+        return matches(name, self._patterns) and (not self._default or self._may_be_one(name))
+
+    @staticmethod
+    def _may_be_one(name: str) -> bool:
+        """Whether a name under the pattern `*` may be a checkpoint's, a directory's included."""
         if has_checkpoint_extension(name):
             return is_checkpoint_name(name)
-        return not _is_plain_file_name(name)
+        return name not in _NOT_CHECKPOINTS and not _is_plain_file_name(name)
 
 
 def _is_plain_file_name(name: str) -> bool:

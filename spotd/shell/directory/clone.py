@@ -33,6 +33,7 @@ def clone(
     name: str,
     seen: Snapshot,
     target: int,
+    *,
     mode: str,
     stop: threading.Event,
 ) -> None:
@@ -61,7 +62,7 @@ def clone(
         if mode == LINK:
             _link(source, target, whole)
         else:
-            _copy(source, target, name, file.path, mode, stop)
+            _copy(source, target, name, file.path, mode=mode, stop=stop)
     if seen.kind == "directory":
         for path in sorted(seen.directories, reverse=True):
             _dress_directory(source, target, f"{name}/{path}")
@@ -87,7 +88,9 @@ def _link(source: int, target: int, whole: str) -> None:
         os.link(last, last, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
 
 
-def _copy(source: int, target: int, name: str, path: str, mode: str, stop: threading.Event) -> None:
+def _copy(
+    source: int, target: int, name: str, path: str, *, mode: str, stop: threading.Event
+) -> None:
     parent, last = split(f"{name}/{path}" if path else name)
     with opened_file(source, name, path) as there, opened_directory(target, parent) as directory:
         here = os.open(last, _NEW_FILE, 0o600, dir_fd=directory)

@@ -22,6 +22,7 @@ from spotd.shell.directory.handling import Handling, Source
 from spotd.shell.directory.holds import Holds
 from spotd.shell.directory.inspecting import Inspecting
 from spotd.shell.directory.judge import Judge
+from spotd.shell.directory.parts import Parts
 from spotd.shell.directory.place import Owner, PlaceError, is_same, open_place, volatile
 from spotd.shell.directory.tree import SwappedError
 from spotd.shell.directory.watch import Ears, is_blind, rescan_interval
@@ -79,14 +80,18 @@ class CheckpointDirectory:
         self._disk = Worker("directory-disk", self._stop, self._job_failed)
         judge = Judge(complete=complete, default_pattern=pattern == ("*",), owner=owner.uid)
         self._candidates = Candidates(judge, pattern, post, self._listen_below)
-        self._holds = Holds(owner.uid)
-        self._handling = Handling(
-            self._candidates, self._holds, judge, post, self._files, self._disk, self._stop,
-            self._call,
-        )  # fmt: skip
-        self._inspecting = Inspecting(
-            self._candidates, self._holds, judge, post, self._disk, self._stop, self._call
+        parts = Parts(
+            candidates=self._candidates,
+            holds=Holds(owner.uid),
+            judge=judge,
+            post=post,
+            files=self._files,
+            disk=self._disk,
+            stop=self._stop,
+            call=self._call,
         )
+        self._handling = Handling(parts)
+        self._inspecting = Inspecting(parts)
 
     # --- life ------------------------------------------------------------------------
 

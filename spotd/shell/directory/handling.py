@@ -16,7 +16,6 @@ from spotd.core.completeness import State
 from spotd.core.events import (
     DirectoryTrouble,
     Durable,
-    Event,
     Held,
     HoldFailed,
     Reinstated,
@@ -26,18 +25,17 @@ from spotd.core.events import (
 from spotd.shell.directory.aside import bring_back, set_aside
 from spotd.shell.directory.clone import LINK, sync_tree
 from spotd.shell.directory.fingerprint import fingerprint_of
-from spotd.shell.directory.holds import NONE, ChangedError, Hold, Holds, needs_copy, slot_of
-from spotd.shell.directory.judge import History, Judge
+from spotd.shell.directory.holds import NONE, ChangedError, Hold, needs_copy, slot_of
+from spotd.shell.directory.judge import History
 from spotd.shell.directory.private import HOLD
 from spotd.shell.directory.tree import readable, snapshot
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from spotd.core.actions import Hold as HoldAction
     from spotd.core.actions import SetAside as SetAsideAction
-    from spotd.shell.directory.candidates import Candidates
+    from spotd.shell.directory.parts import Parts
     from spotd.shell.directory.workers import Worker
 
 _GONE = "the checkpoint directory is gone"
@@ -53,27 +51,17 @@ class Source(NamedTuple):
 
 
 class Handling:
-    """The actions on single checkpoints; `call` runs something in the directory's thread."""
+    """The actions on single checkpoints; every method posts what came of it."""
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        holds: Holds,
-        judge: Judge,
-        post: Callable[[Event], None],
-        files: Worker,
-        disk: Worker,
-        stop: threading.Event,
-        call: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self._candidates = candidates
-        self._holds = holds
-        self._judge = judge
-        self._post = post
-        self._files = files
-        self._disk = disk
-        self._stop = stop
-        self._call = call
+    def __init__(self, parts: Parts) -> None:
+        self._candidates = parts.candidates
+        self._holds = parts.holds
+        self._judge = parts.judge
+        self._post = parts.post
+        self._files = parts.files
+        self._disk = parts.disk
+        self._stop = parts.stop
+        self._call = parts.call
 
     # --- holding ---------------------------------------------------------------------
 

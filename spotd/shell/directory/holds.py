@@ -168,9 +168,9 @@ class Holds:
             os.mkdir(new, _MODE, dir_fd=hold)
             try:
                 with opened_directory(hold, new) as slot:
-                    clone(root, name, seen, slot, mode, stop)
+                    clone(root, name, seen, slot, mode=mode, stop=stop)
                     made = snapshot(slot, name)
-                    self._verify(root, name, checkpoint.fingerprint, seen, made, mode)
+                    self._verify(root, checkpoint, seen, made, mode)
                     result = Hold(
                         checkpoint_id, name, checkpoint.kind, mode, checkpoint.fingerprint,
                         fingerprint_of(made), checkpoint.step, checkpoint.declared,
@@ -185,17 +185,18 @@ class Holds:
         return result
 
     def _verify(
-        self, root: int, name: str, meant: str, seen: Snapshot, made: Snapshot, mode: str
+        self, root: int, checkpoint: LocalCheckpoint, seen: Snapshot, made: Snapshot, mode: str
     ) -> None:
         """A linked tree must be the very files; a copy, of an original unchanged meanwhile."""
+        meant = checkpoint.fingerprint
         same = fingerprint_of(made) == meant
         if mode != LINK:
             shapes = [
                 [(file.path, file.size, file.mtime_ns) for file in tree.files]
                 for tree in (seen, made)
             ]
-            unchanged = fingerprint_of(snapshot(root, name, owner=self._owner)) == meant
-            same = shapes[0] == shapes[1] and unchanged
+            now = snapshot(root, checkpoint.name, owner=self._owner)
+            same = shapes[0] == shapes[1] and fingerprint_of(now) == meant
         if not same:
             raise ChangedError("it changed while it was being held")
 
@@ -263,7 +264,7 @@ class Holds:
             os.mkdir(new, _MODE, dir_fd=directory)
             try:
                 with opened_directory(directory, new) as made:
-                    clone(slot, hold.name, seen, made, mode, stop)
+                    clone(slot, hold.name, seen, made, mode=mode, stop=stop)
                     rename_to_free_name(made, hold.name, root, hold.name)
             finally:
                 with contextlib.suppress(OSError):
@@ -317,7 +318,7 @@ class Holds:
             contextlib.suppress(FileNotFoundError),
             opened_private(root, HOLD, _MODE, create=False) as hold,
         ):
-            for name in os.listdir(hold):
+            for name in os.listdir(hold):  # noqa: PTH208 - a descriptor
                 own = name.startswith(f"{_NEW}{self._token}-")
                 if name.startswith((_TRASH, _NEW)) and not own:
                     remove_tree(hold, name)
@@ -333,7 +334,7 @@ class Holds:
             contextlib.suppress(FileNotFoundError),
             opened_private(root, HOLD, _MODE, create=False) as hold,
         ):
-            for name in sorted(os.listdir(hold)):
+            for name in sorted(os.listdir(hold)):  # noqa: PTH208 - a descriptor
                 if name.startswith("."):
                     continue
                 try:

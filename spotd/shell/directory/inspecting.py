@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spotd.core.completeness import State, Structure
-from spotd.core.events import DirectoryTrouble, Event, HeldCheckpoint, LocalInventory
+from spotd.core.events import DirectoryTrouble, HeldCheckpoint, LocalInventory
 from spotd.shell.directory.aside import set_aside
 from spotd.shell.directory.fingerprint import fingerprint_of
-from spotd.shell.directory.judge import History, Judge
+from spotd.shell.directory.judge import History
 from spotd.shell.directory.private import HOLD
 from spotd.shell.directory.reader import read_contents
 from spotd.shell.directory.tree import (
@@ -25,38 +25,25 @@ from spotd.shell.directory.tree import (
 )
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
-
     from spotd.core.actions import Inspect
     from spotd.core.checkpoint import LocalCheckpoint
-    from spotd.shell.directory.candidates import Candidates
-    from spotd.shell.directory.holds import Hold, Holds
-    from spotd.shell.directory.workers import Worker
+    from spotd.shell.directory.holds import Hold
+    from spotd.shell.directory.parts import Parts
 
 _MAX_REMEMBERED = 1000
 
 
 class Inspecting:
-    """Takes inventory; `call` runs something in the directory's thread."""
+    """Takes inventory of one checkpoint directory."""
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        holds: Holds,
-        judge: Judge,
-        post: Callable[[Event], None],
-        disk: Worker,
-        stop: threading.Event,
-        call: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self._candidates = candidates
-        self._holds = holds
-        self._judge = judge
-        self._post = post
-        self._disk = disk
-        self._stop = stop
-        self._call = call
+    def __init__(self, parts: Parts) -> None:
+        self._candidates = parts.candidates
+        self._holds = parts.holds
+        self._judge = parts.judge
+        self._post = parts.post
+        self._disk = parts.disk
+        self._stop = parts.stop
+        self._call = parts.call
         self._cleaned = False
         # Contents read before: fingerprint -> why it is damaged, "" when it is not.
         self._read: OrderedDict[str, str] = OrderedDict()

@@ -129,7 +129,9 @@ class Judge:
         check_writers: bool = True,
     ) -> Judgement:
         """Judges what `look` saw of the entry `name` below `root`."""
-        files = tuple(self._facts(root, name, file, seen, check_writers) for file in seen.files)
+        files = tuple(
+            self._facts(root, name, file, check_writers=check_writers) for file in seen.files
+        )
         family = name_family(name)
         verdict = judge(
             CandidateFacts(
@@ -158,9 +160,7 @@ class Judge:
         custom = frozenset(file.path for file in files if is_custom_object(file.path))
         self._family_files[family] = custom
 
-    def _facts(
-        self, root: int, name: str, file: FileEntry, seen: Snapshot, check_writers: bool
-    ) -> FileFacts:
+    def _facts(self, root: int, name: str, file: FileEntry, *, check_writers: bool) -> FileFacts:
         key = (file.path or name, *file.identity)
         reading = self._readings.get(key)
         writing = False

@@ -15,6 +15,7 @@ from spotd.shell.directory.watch import filesystem_of
 _INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
 _MEMORY = ("tmpfs", "ramfs", "zram")
 _MAX_PARENTS = 8
+_WRITE_AND_SEARCH = 0o3
 
 
 class PlaceError(Exception):
@@ -44,7 +45,7 @@ class Owner:
             bits = status.st_mode >> 3
         else:
             bits = status.st_mode
-        return bits & 0o3 == 0o3
+        return bits & _WRITE_AND_SEARCH == _WRITE_AND_SEARCH
 
 
 def open_place(path: str, owner: Owner, *, create: bool) -> int:
@@ -144,7 +145,7 @@ def _on_instance_store(base: Path, depth: int) -> bool:
 def is_same(descriptor: int, path: str) -> bool:
     """Whether a path still leads to the directory a descriptor has open."""
     try:
-        seen = os.stat(path, follow_symlinks=False)
+        seen = Path(path).stat(follow_symlinks=False)
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR)
     here = os.fstat(descriptor)

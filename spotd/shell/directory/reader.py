@@ -149,15 +149,27 @@ def _read_json(descriptor: int, size: int, *, index: bool) -> Reading:
         if len(shards) <= _MAX_SHARDS:
             needs = tuple((shard.decode("utf-8", "replace"), 1) for shard in sorted(shards))
     if size <= MAX_JSON_PARSED:
-        try:
-            json.loads(read_at(descriptor, 0, size))
-        except (ValueError, RecursionError):
+        if not _is_json(read_at(descriptor, 0, size)):
             return torn("it is not valid JSON")
     else:
         last = read_at(descriptor, size - 256, 256).rstrip()
         if not last.endswith((b"}", b"]")):
             return torn("it is not valid JSON: its end is missing")
     return Reading(Structure.WHOLE, needs=needs)
+
+
+def _is_json(data: bytes) -> bool:
+    """One JSON value, or one a line, as some loggers write under the name of the other."""
+    lines = data.strip().split(b"\n")
+    return _parses(data) or (len(lines) > 1 and _parses(lines[0]) and _parses(lines[-1]))
+
+
+def _parses(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_metadata(descriptor: int, size: int) -> Reading:

@@ -265,7 +265,7 @@ def remove_tree(root: int, name: str, *, depth: int = 0) -> None:
             os.unlink(name, dir_fd=root)
             return
         with opened_directory(root, name) as descriptor:
-            for child in os.listdir(descriptor):
+            for child in os.listdir(descriptor):  # noqa: PTH208 - a descriptor
                 remove_tree(descriptor, child, depth=depth + 1)
         os.rmdir(name, dir_fd=root)
     except FileNotFoundError:

@@ -68,23 +68,23 @@ def open_for_writing() -> frozenset[tuple[int, int]]:
     """
     found: set[tuple[int, int]] = set()
     own = str(os.getpid())
-    for process in os.listdir("/proc"):
+    for process in os.listdir("/proc"):  # noqa: PTH208 - names are all we need
         if not process.isdigit() or process == own:
             continue
         # A process may end, or be another user's, at any point of this.
         with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{process}/fd"):
+            for number in os.listdir(f"/proc/{process}/fd"):  # noqa: PTH208 - names are all we need
                 _note_descriptor(found, process, number)
     return frozenset(found)
 
 
 def _note_descriptor(found: set[tuple[int, int]], process: str, number: str) -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
-        link = f"/proc/{process}/fd/{number}"
-        if not os.readlink(link).startswith("/"):
+        link = Path(f"/proc/{process}/fd/{number}")
+        if not str(link.readlink()).startswith("/"):
             return
         info = Path(f"/proc/{process}/fdinfo/{number}").read_text()
         flags = int(info.split("flags:", 1)[1].split(None, 1)[0], 8)
         if flags & _WRITE_FLAGS:
-            status = os.stat(link)
+            status = link.stat()
             found.add((status.st_dev, status.st_ino))
