@@ -18,9 +18,8 @@ def mask(*numbers):
 
 def process(pid, parent, command="python train.py", *, caught=(), ignored=(), comm=None, rank=None):
     words = tuple(command.split())
-    return Process(
-        pid, parent, comm or words[0].rsplit("/", 1)[-1][:15], words, mask(*caught), mask(*ignored), rank
-    )  # fmt: skip
+    comm = comm or words[0].rsplit("/", 1)[-1][:15]
+    return Process(pid, parent, comm, words, mask(*caught), mask(*ignored), rank)
 
 
 def auto(tree, number=TERM, *, main=10, purpose="stop"):
@@ -187,8 +186,12 @@ processes = st.lists(
 )
 
 
-@given(tree=processes, target=st.sampled_from(["auto", "main", "group"]),
-       purpose=st.sampled_from(["stop", "checkpoint"]), number=st.sampled_from([TERM, INT]))  # fmt: skip
+@given(
+    tree=processes,
+    target=st.sampled_from(["auto", "main", "group"]),
+    purpose=st.sampled_from(["stop", "checkpoint"]),
+    number=st.sampled_from([TERM, INT]),
+)
 def test_whatever_the_tree_nobody_gets_it_twice_nor_without_anybody_catching_it(
     tree, target, purpose, number
 ):

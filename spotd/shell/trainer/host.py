@@ -8,6 +8,7 @@ whole tree inherits a lock, and no start happens while anybody holds it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal as signals
@@ -219,6 +220,9 @@ class TrainerHost:
     def _launch(self, action: actions.StartTrainer) -> Running:
         account = find_account(self.settings.user)
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if account.switch and self._socket is not None:
+            with contextlib.suppress(FileNotFoundError):  # the user may have come after the socket
+                os.chown(self._socket, account.uid, -1)
         marker = self._store.marker_prefix + secrets.token_hex(16)
         order = self._order(action, account, marker)
         lock = self._take_lock()
