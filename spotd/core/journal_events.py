@@ -187,6 +187,11 @@ _TABLE = (
         "completion.action says so, and the last checkpoint is in the store.",
     ),
     (
+        "finish_failed",
+        "The instance could not be stopped or terminated",
+        "The run is complete, but the machine goes on costing money: end it by hand.",
+    ),
+    (
         "gave_up",
         "spotd has given up on the trainer",
         "It crashed trainer.max_failures times in a row without progress. Its last lines are in\n"

@@ -162,7 +162,10 @@ class ControlServer:
             answer = {"ok": True, "message": "", "data": self._status(), "final": True}
             self._send(connection, answer)
             return
-        kinds = {"drill": events.DrillRequested, "checkpoint": events.CheckpointRequested}
+        kinds: dict[str, Callable[[int], events.Event]] = {
+            "drill": events.DrillRequested,
+            "checkpoint": events.CheckpointRequested,
+        }
         kind = kinds.get(verb) if isinstance(verb, str) else None
         refusal = "" if kind is not None else "no such verb"
         if kind is not None and self._peer(connection) not in self._users:

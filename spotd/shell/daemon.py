@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spotd.config import ConfigError, load
+from spotd.config import load
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.state import Policy, State
 from spotd.core.status import status_of
-from spotd.errors import SpotdError
+from spotd.errors import ConfigError, SpotdError
 from spotd.shell import unit
 from spotd.shell.boot import classify, this_boot
 from spotd.shell.control import ControlServer
@@ -144,11 +144,11 @@ class Daemon:
         )
         self.socket = TrainerSocket(
             s.paths.runtime / f"{s.run}.trainer.sock",
-            owner=owner,
-            post=post,
-            declare=self.directory.declare,
+            user=s.trainer.user,
+            post=self._heard,
+            declare=self._declared,
         )
-        self.socket.start()
+        self.socket.open()
         self.host = TrainerHost(
             s.trainer,
             run=s.run,
@@ -174,6 +174,15 @@ class Daemon:
             post=post,
             users=frozenset({owner.uid}),
         )
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, on.TrainerReported) and event.step is not None:
+            self.directory.expect(event.step)  # the step of what it saves under a bare name
+        self.loop.post(event)
+
+    def _declared(self, path: str) -> None:
+        if not self.directory.declare(path):
+            self.socket.bad += 1
 
     # --- actions ---------------------------------------------------------------------
 
@@ -217,13 +226,14 @@ class Daemon:
         if source is None:
             self.loop.post(on.UploadFailed(action.id, "it is no longer on the disk", gone=True))
             return
-        root, name, kind = source
-        self.store.upload(action, UploadSource(root, name, kind))
+        self.store.upload(action, UploadSource(*source))
 
     def _finish_instance(self, action: do.FinishInstance) -> None:
         from spotd.shell.finish import finish_instance  # noqa: PLC0415 - once in a run's life
 
-        finish_instance(action.action, self.settings, self._announce)
+        told = self.watcher.identity()
+        instance_id = told.instance_id or self.loop.state.instance_id
+        finish_instance(action.action, instance_id, told.region or None, self._announce)
 
     # --- signals ---------------------------------------------------------------------
 
@@ -299,7 +309,7 @@ class Daemon:
         self.control.close()
         self.store.close()
         self.directory.stop()
-        self.socket.stop()
+        self.socket.close()
         self.history.close()
         if status == 0:
             self.journal.sync()

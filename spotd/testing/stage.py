@@ -30,7 +30,7 @@ from spotd.shell.control import ask
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-MARK = "SPOTD_STAGE"  # in the environment of everything that runs on the played machine
+MARK = "REHEARSED_MACHINE"  # in the environment of everything that runs on the played machine
 TICK = 0.02  # seconds between looks while waiting for something
 
 

@@ -1,0 +1,1 @@
+"""`spotd demo`: the whole story on one machine, told as it happens."""
