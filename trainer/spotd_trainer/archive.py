@@ -18,6 +18,8 @@ from spotd_trainer.files import publish, temporary_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from typing_extensions import Self
+
 FORMAT = 1
 """Version of what is inside; see docs/trainer.md."""
 
@@ -96,7 +98,7 @@ class DurableFile:
         """The descriptor; DCP fsyncs it."""
         return self._descriptor
 
-    def __enter__(self) -> DurableFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

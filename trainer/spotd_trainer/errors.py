@@ -30,7 +30,7 @@ class TornCheckpointError(CheckpointError):
     """A checkpoint is damaged: cut short, or bytes have changed. An older one may be whole."""
 
 
-class Interrupted(SystemExit):  # noqa: N818 - it is a way out, as SystemExit is, not an error
+class Interrupted(SystemExit):
     """Raised by `Session.advance` at a step boundary once the checkpoint is on the disk.
 
     `code` is the exit status: 128 + signal for a plain process (143 after SIGTERM), so that no

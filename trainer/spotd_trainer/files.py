@@ -6,7 +6,10 @@ import contextlib
 import os
 import re
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WHOLE = re.compile(r"step-(\d{8,})(\.pt)?")
 TEMPORARY = re.compile(r"\.tmp-step-\d{8,}(\.pt)?-\d+")
@@ -31,7 +34,7 @@ def step_of(name: str) -> int | None:
 def find_checkpoints(directory: Path) -> list[Path]:
     """Our checkpoints in `directory`, newest step first. Names only: nothing is opened."""
     try:
-        names = os.listdir(directory)
+        names = [entry.name for entry in directory.iterdir()]
     except FileNotFoundError:
         return []
     found = [(step, name) for name in names if (step := step_of(name)) is not None]
@@ -89,7 +92,7 @@ def prune(directory: Path, keep: int, *, spare: Path | None = None) -> list[Path
 def remove_leftovers(directory: Path) -> list[Path]:
     """Delete what a killed process left half-written. Call it only while nobody saves there."""
     with contextlib.suppress(FileNotFoundError):
-        doomed = [directory / n for n in os.listdir(directory) if TEMPORARY.fullmatch(n)]
+        doomed = [path for path in directory.iterdir() if TEMPORARY.fullmatch(path.name)]
         for path in doomed:
             remove(path)
         return doomed

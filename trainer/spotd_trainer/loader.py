@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spotd_trainer.signals import shield_worker
 from spotd_trainer.rng import derive_seed, restore_rng, rng_state, seed_all
+from spotd_trainer.signals import shield_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

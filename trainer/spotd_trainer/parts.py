@@ -9,6 +9,7 @@ import torch
 
 from spotd_trainer.archive import FORMAT, LIBRARY
 from spotd_trainer.errors import CheckpointError
+from spotd_trainer.snapshot import version_of
 from spotd_trainer.state import check_types, plain, tensors_of, unwrap
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Parts:
     _buffer_versions: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._buffer_versions = {n: b._version for n, b in self._unsaved_buffers()}
+        self._buffer_versions = {n: version_of(b) for n, b in self._unsaved_buffers()}
 
     def types(self) -> dict[str, str]:
         """Class names, so that a checkpoint of other parts is refused by name."""
@@ -95,17 +96,7 @@ class Parts:
         if self.scaler is not None:
             named.append(("scaler", self.scaler, header["scaler"]))
         for key, part, saved in named:
-            try:
-                if isinstance(part, torch.Generator):
-                    part.set_state(saved)
-                else:
-                    part.load_state_dict(saved)
-            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-                raise CheckpointError(
-                    path,
-                    f"{type(part).__name__} does not accept what was saved: {error!r}",
-                    key=key,
-                ) from error
+            _load_part(path, key, part, saved)
 
     def written_by_optimizers(self) -> Iterator[torch.Tensor]:
         """Tensors that nobody but `optimizer.step` writes to."""
@@ -128,7 +119,7 @@ class Parts:
         found += [
             f"buffer {name} changes, but is registered with persistent=False"
             for name, buffer in self._unsaved_buffers()
-            if buffer._version != self._buffer_versions.get(name, 0)
+            if version_of(buffer) != self._buffer_versions.get(name, 0)
         ]
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             if torch.backends.cudnn.benchmark:
@@ -139,7 +130,7 @@ class Parts:
 
     def _unsaved_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         for prefix, module in unwrap(self.model).named_modules():
-            for name in module._non_persistent_buffers_set:
+            for name in module._non_persistent_buffers_set:  # noqa: SLF001 - the only way
                 buffer = getattr(module, name, None)
                 if isinstance(buffer, torch.Tensor):
                     yield (f"{prefix}.{name}" if prefix else name), buffer
@@ -149,3 +140,15 @@ def _state_of(part: Any, key: str) -> Any:
     if isinstance(part, torch.Generator):
         return part.get_state()
     return plain(part.state_dict(), key)
+
+
+def _load_part(path: Path, key: str, part: Any, saved: Any) -> None:
+    try:
+        if isinstance(part, torch.Generator):
+            part.set_state(saved)
+        else:
+            part.load_state_dict(saved)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            path, f"{type(part).__name__} does not accept what was saved: {error!r}", key=key
+        ) from error

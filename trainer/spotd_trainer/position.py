@@ -127,7 +127,7 @@ class Position:
         for generator, saved in zip(generators, began["generators"], strict=True):
             if generator is not None and saved is not None:
                 generator.set_state(saved)
-        iterator = iter(self._loader)
+        iterator: Iterator[Any] = iter(self._loader)
         log.info("playing back %d batches of epoch %d", state["consumed"], self._epoch)
         for _ in range(state["consumed"]):
             next(iterator)
@@ -139,8 +139,9 @@ class Position:
             getattr(self._loader, "sampler", None),
             getattr(getattr(self._loader, "batch_sampler", None), "sampler", None),
         ):
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.epoch)
+            set_epoch = getattr(sampler, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
                 return
 
     def notes(self) -> list[str]:
@@ -149,24 +150,23 @@ class Position:
         if loader is None or isinstance(loader, Loader):
             return []
         workers = getattr(loader, "num_workers", 0)
-        if self._stateful:
-            if workers:
-                return [
-                    "random numbers drawn inside loader workers are not restored: key them by "
-                    "(seed, index), or use spotd_trainer.Loader, which does"
-                ]
-            return []
-        if workers and getattr(loader, "persistent_workers", False):
-            return [
+        note = ""
+        if self._stateful and workers:
+            note = (
+                "random numbers drawn inside loader workers are not restored: key them by "
+                "(seed, index), or use spotd_trainer.Loader, which does"
+            )
+        elif not self._stateful and workers and getattr(loader, "persistent_workers", False):
+            note = (
                 "persistent loader workers carry random numbers from epoch to epoch, which are "
                 "not restored: use spotd_trainer.Loader, or persistent_workers=False"
-            ]
-        if not isinstance(loader, DataLoader):
-            return [
+            )
+        elif not self._stateful and not isinstance(loader, DataLoader):
+            note = (
                 f"a {type(loader).__qualname__} has no state_dict: a resume plays the epoch back, "
                 "which is right only if it gives the same batches from the same RNGs"
-            ]
-        return []
+            )
+        return [note] if note else []
 
     def close(self) -> None:
         """End worker processes of our own loader."""

@@ -134,11 +134,11 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> str:
 def evaluate(model: torch.nn.Module, windows: Windows, batch: int, device: torch.device) -> float:
     """Mean loss over at most eight batches from the front of `windows`."""
     model.eval()
-    losses = []
+    losses: list[float] = []
     for start in range(0, min(len(windows), 8 * batch), batch):
         pairs = [windows[i] for i in range(start, min(start + batch, len(windows)))]
         x, y = (torch.stack(side).to(device) for side in zip(*pairs, strict=True))
-        losses.append(float(model(x, y)))
+        losses.append(model(x, y).item())
     model.train()
     return sum(losses) / len(losses)
 
@@ -175,9 +175,11 @@ def over_ranks(gpt: GPT, options: argparse.Namespace, device: torch.device) -> t
 @contextlib.contextmanager
 def only_local(model: torch.nn.Module, local: bool) -> Iterator[None]:
     """Leave the gradients of a micro-batch on their rank, until the step's last one."""
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(not local)
-    with model.no_sync() if local and hasattr(model, "no_sync") else contextlib.nullcontext():
+    set_sync = getattr(model, "set_requires_gradient_sync", None)
+    if callable(set_sync):
+        set_sync(not local)
+    no_sync = getattr(model, "no_sync", None)
+    with no_sync() if local and callable(no_sync) else contextlib.nullcontext():
         yield
 
 
@@ -240,7 +242,8 @@ def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
     if options.out_weights:
         weights = whole_weights(gpt)
         if rank == 0:
-            print(write_weights(options.out_weights, weights), options.out_weights, sep="  ")
+            digest = write_weights(options.out_weights, weights)
+            print(digest, options.out_weights, sep="  ")  # noqa: T201 - as sha256sum prints it
 
 
 class Progress:

@@ -35,7 +35,7 @@ class Reporter:
         self.dropped = 0
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)  # noqa: FBT003
+            self._socket.setblocking(False)
 
     @property
     def due(self) -> bool:

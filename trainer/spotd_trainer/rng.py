@@ -60,11 +60,11 @@ def restore_rng(state: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
     torch.set_rng_state(state["torch"])
     if "numpy" in state:
-        import numpy as np  # noqa: PLC0415 - a hard dependency is torch alone
+        import numpy as np  # noqa: PLC0415 - only torch is a hard dependency
 
         saved = state["numpy"]
         keys = saved["keys"].numpy().astype("uint32")
-        np.random.set_state(  # noqa: NPY002 - this is the generator users' code draws from
+        np.random.set_state(  # noqa: NPY002 - users' code draws from this one
             (saved["name"], keys, saved["position"], saved["has_gauss"], saved["cached"])
         )
     for device, cuda_state in enumerate(state.get("cuda", ())):

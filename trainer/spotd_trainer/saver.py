@@ -157,7 +157,7 @@ class Saver:
         began = time.monotonic()
         try:
             self._write_or_make_room(saving, state)
-        except BaseException as error:  # noqa: BLE001 - it is raised in the loop, by raise_error
+        except BaseException as error:  # noqa: BLE001 - raised in the loop, by raise_error
             saving.error = error
             self._tell_failure(saving, error)
         else:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import torch
+    from typing_extensions import Self
 
     from spotd_trainer.saver import Layout
 
@@ -156,7 +157,7 @@ class Session:
         """Whether the loop is to end: complete, or stopped."""
         return self.should_stop or (self.total_steps is not None and self.step >= self.total_steps)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         self._ranks = agree()
         self._layout = self._choose_layout()
         first = self._ranks.rank == 0
@@ -269,7 +270,7 @@ class Session:
         return WholeLayout(self._parts, self._ranks)
 
     def _sharded(self) -> Layout:
-        from spotd_trainer.sharded import ShardedLayout  # noqa: PLC0415
+        from spotd_trainer.sharded import ShardedLayout  # noqa: PLC0415 - a second
 
         return ShardedLayout(self._parts, self._ranks)
 
@@ -330,7 +331,7 @@ class Session:
         # Half of the old value: one slow disk flush does not double the interval for good.
         self._cost = cost if self._cost is None else self._cost.mixed_with(cost)
         after = self._interval.seconds(self._cost)
-        if not 0.8 < after / before < 1.25:  # noqa: PLR2004 - one line per change worth knowing
+        if abs(after - before) > before / 4:
             log.info("%s", self._interval.reasoning(self._cost))
 
     def _before_optimizer(self, *_: Any) -> None:

@@ -7,16 +7,14 @@ where. It appears under its name only when every rank has written and synced its
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import pickle
 import shutil
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -24,16 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from spotd_trainer.agreement import Alone, Ranks
-from spotd_trainer.archive import (
-    Cancelled,
-    DurableFile,
-    Pace,
-    read_archive,
-    verify_stream,
-    write_file,
-)
+from spotd_trainer.archive import Cancelled, Pace, read_archive, write_file
+from spotd_trainer.dcp_files import PacedWriter, SafeReader
 from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import checkpoint_name, publish, sync_directory
 from spotd_trainer.rng import rng_state
@@ -113,7 +107,7 @@ class ShardedLayout:
             act()
         except (OSError, Cancelled, StateChangedError) as error:
             failure = told = error
-        except Exception as error:  # noqa: BLE001 - raised below, once the other ranks know
+        except Exception as error:  # noqa: BLE001 - raised below, once all know
             failure, told = error, RuntimeError(f"rank {self._background.rank}: {error!r}")
         failures = [f for f in self._background.share(told) if f is not None]
         if failure is not None:
@@ -137,13 +131,13 @@ class ShardedLayout:
         alone = isinstance(self._background, Alone)
         group = None if isinstance(self._background, Alone) else self._background.group
         try:
-            dcp.save(
+            save(
                 tensors,
-                storage_writer=_Writer(directory, pace),
+                storage_writer=PacedWriter(directory, pace),
                 process_group=group,
                 no_dist=alone,
             )
-        except dcp.api.CheckpointException as error:
+        except CheckpointException as error:
             for cause, _ in error.failures.values():
                 if isinstance(cause, (OSError, Cancelled)):
                     raise cause from error
@@ -171,13 +165,13 @@ class ShardedLayout:
         # DCP loads in place: into copies, so that a failure half-way leaves the model alone.
         targets = {key: torch.empty_like(tensor) for key, tensor in found.pop("live").items()}
         try:
-            dcp.load(
+            load(
                 targets,
                 storage_reader=found.pop("reader"),
                 process_group=self._ranks.group if isinstance(self._ranks, Ranks) else None,
                 no_dist=isinstance(self._ranks, Alone),
             )
-        except dcp.api.CheckpointException as error:
+        except CheckpointException as error:
             first = next(iter(error.failures.values()))[0]
             raise TornCheckpointError(path, f"a shard cannot be read: {first!r}") from error
         return {**found, "tensors": targets}
@@ -209,11 +203,6 @@ class ShardedLayout:
         if parts.optimizers:
             set_optimizer_state_dict(parts.model, parts.optimizers, whole["optimizer"])
         set_model_state_dict(parts.model, whole["model"], options=StateDictOptions(strict=True))
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether any parameter is spread over ranks (FSDP2, tensor parallel)."""
-    return any(hasattr(parameter, "_local_tensor") for parameter in model.parameters())
 
 
 def _told(problem: CheckpointError) -> tuple[str, tuple[str, str], str | None]:
@@ -270,7 +259,7 @@ def _check_metadata(path: Path, live: dict[str, torch.Tensor], saved: dict[str, 
         mine, other = live.get(key), saved.get(key)
         expected = "nothing" if mine is None else f"{mine.dtype} of shape {tuple(mine.shape)}"
         found = "nothing"
-        if isinstance(other, dcp_metadata.TensorStorageMetadata):
+        if isinstance(other, TensorStorageMetadata):
             found = f"{other.properties.dtype} of shape {tuple(other.size)}"
         if expected != found:
             raise CheckpointError(
@@ -279,140 +268,3 @@ def _check_metadata(path: Path, live: dict[str, torch.Tensor], saved: dict[str, 
                 key=key,
                 hint="a checkpoint of another model",
             )
-
-
-class _Streams(dcp.filesystem.FileSystem):
-    """DCP's file system, writing as this library does: durable, paced, to be cancelled."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-
-    def create_stream(self, path: Any, mode: str) -> Any:
-        if mode == "wb":
-            return DurableFile(path, self._pace)
-        return super().create_stream(path, mode)
-
-
-class _Writer(dcp.FileSystemWriter):
-    def __init__(self, path: Path, pace: Pace) -> None:
-        super().__init__(path, sync_files=True)
-        self.fs = _Streams(pace)
-
-
-class _Slice(io.RawIOBase):
-    """A part of a file, as a file of its own."""
-
-    def __init__(self, file: IO[bytes], offset: int, length: int) -> None:
-        self._file = file
-        self._offset = offset
-        self._length = length
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a position before the beginning: {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        wanted = max(0, min(len(buffer), self._length - self._position))
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-_MAY_BUILD = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    ("torch.serialization", "_get_layout"),
-    # DCP notes its own directory as a path object.
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib._local", "PosixPath"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds the classes of DCP's metadata and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _MAY_BUILD:
-            return super().find_class(module, name)
-        value = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(value, torch.dtype):
-            return value
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-class SafeReader(dcp.FileSystemReader):
-    """Reads DCP's layout without running the pickle that `.metadata` is."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.directory = path
-
-    def read_metadata(self, *_args: Any, **_kwargs: Any) -> dcp.Metadata:
-        """Raises TornCheckpointError or CheckpointError."""
-        path = self.directory / ".metadata"
-        try:
-            metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
-        except FileNotFoundError:
-            raise TornCheckpointError(path, "expected a file, found none") from None
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                path, f"expected DCP's metadata, found {error}", hint="nothing was executed"
-            ) from error
-        except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-            raise TornCheckpointError(path, f"expected DCP's metadata: {error!r}") from error
-        if not isinstance(metadata, dcp.Metadata):
-            raise CheckpointError(path, f"expected DCP's metadata, found {type(metadata)}")
-        return metadata
-
-    def verify(self, metadata: dcp.Metadata, rank: int, size: int) -> None:
-        """Check every `size`-th tensor's checksum, starting at `rank`.
-
-        Raises:
-            TornCheckpointError: naming shard and tensor.
-        """
-        places = sorted(
-            metadata.storage_data.items(), key=lambda p: (p[1].relative_path, p[1].offset)
-        )
-        for index, place in places[rank::size]:
-            path = self.directory / place.relative_path
-            if os.path.dirname(place.relative_path):  # noqa: PTH120 - it is no path yet
-                raise CheckpointError(path, "expected a plain file name", key=index.fqn)
-            try:
-                with path.open("rb") as file:
-                    self._verify_part(path, file, place, index.fqn)
-            except FileNotFoundError:
-                raise TornCheckpointError(path, "expected a shard, found none") from None
-
-    def _verify_part(self, path: Path, file: IO[bytes], place: Any, key: str) -> None:
-        end = place.offset + place.length
-        if (size := file.seek(0, os.SEEK_END)) < end:
-            raise TornCheckpointError(path, f"expected at least {end} bytes, found {size}", key=key)
-        verify_stream(path, io.BufferedReader(_Slice(file, place.offset, place.length)), key)

@@ -76,6 +76,7 @@ class Shielded:
         self._then = then
 
     def __call__(self, worker_id: int) -> None:
+        """Run in the worker."""
         shield_worker(worker_id)
         if self._then is not None:
             self._then(worker_id)

@@ -58,7 +58,7 @@ class Snapshot:
             if self._stream is not None:
                 with torch.cuda.stream(self._stream):
                     self._copy_all()
-                    self._copied = torch.cuda.Event()
+                    self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     self._copied.record(self._stream)
             else:
                 self._copy_all()
@@ -76,7 +76,7 @@ class Snapshot:
         for copy in self._later:
             copy.target.copy_(copy.source, non_blocking=True)
         for copy in self._later:
-            if copy.source._version != copy.version:
+            if version_of(copy.source) != copy.version:
                 raise StateChangedError(copy.key)
 
     def wait(self) -> float:
@@ -100,9 +100,9 @@ class Stager:
 
     def take(self, state: dict[str, Any], later: Iterable[torch.Tensor] = ()) -> Snapshot:
         """Copy `state`; tensors that share memory with one in `later` are left to `finish`."""
-        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         if on_cuda and self._stream is None:
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         work = _Work(self._buffers, {_memory(tensor) for tensor in later})
@@ -143,7 +143,7 @@ class _Work:
         if isinstance(local, torch.Tensor):
             # A shard of a DTensor: the same shard of the same whole, with its values on the CPU.
             shard = source.detach()
-            shard._local_tensor = self._tensor(local, key)  # type: ignore[attr-defined]
+            shard._local_tensor = self._tensor(local, key)  # type: ignore[attr-defined]  # noqa: SLF001
             return shard
         source = source.detach()
         same = (_memory(source), source.storage_offset(), source.shape, source.stride())
@@ -154,7 +154,7 @@ class _Work:
             return self._seen[identity]
         target = self._buffer(source, key)
         if _memory(source) in self._later_memory:
-            self.later.append(_Copy(key, source, target, source._version))
+            self.later.append(_Copy(key, source, target, version_of(source)))
         else:
             target.copy_(source, non_blocking=True)
             self.now += source.is_cuda
@@ -169,6 +169,11 @@ class _Work:
         new = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
         self.used[key] = new
         return new
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often the tensor was written to in place."""
+    return int(tensor._version)  # noqa: SLF001 - documented under this name
 
 
 def _memory(tensor: torch.Tensor) -> int:

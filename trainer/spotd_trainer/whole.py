@@ -94,7 +94,8 @@ class WholeLayout:
             received = _pass_on(self._ranks, path, sources[0], wanted=state is None)
             if received is not None:
                 state = read_received(path, received)
-        assert state is not None  # noqa: S101 - read here, or received in the line above
+        if state is None:
+            raise _error(problems[self._ranks.rank] or {})
         self._check(path, state)
         return state
 
