@@ -30,7 +30,9 @@ MetadataEvent = MetadataAnswered | MetadataFailed
 
 
 class MetadataWatcher:
-    """Polls at `settings.poll_interval` and posts what it learned.
+    """Polls and posts what it learned.
+
+    The pace is `settings.poll_interval`, or faster where the cloud's notices are short.
 
     Args:
         settings: The `[imds]` section.
@@ -55,6 +57,7 @@ class MetadataWatcher:
         self._settings = settings
         self._post = post
         self._source = source or make_source(cloud, settings, dmi)
+        self._interval = min(settings.poll_interval, self._source.longest_interval)
         self._changed = threading.Condition()
         self._stopping = False
         self._poke = False
@@ -111,7 +114,7 @@ class MetadataWatcher:
             except Exception as error:  # noqa: BLE001 - a watcher that died is blind in silence
                 reason = f"the watcher failed: {type(error).__name__}: {error}"
                 self._tell(MetadataFailed(reason, "this is a bug in spotd; it goes on polling"))
-            due = next_due(due, time.monotonic(), self._settings.poll_interval)
+            due = next_due(due, time.monotonic(), self._interval)
             self._wait_until(due + self._pause())
 
     def _wait_until(self, due: float) -> None:
@@ -125,8 +128,7 @@ class MetadataWatcher:
         """What is added to the interval when the service wants fewer questions."""
         if not self._throttled:
             return 0.0
-        interval = self._settings.poll_interval
-        return min(_LONGEST_PAUSE, interval * float(2 ** min(self._throttled - 1, 10)))
+        return min(_LONGEST_PAUSE, self._interval * float(2 ** min(self._throttled - 1, 10)))
 
     def _poll(self) -> None:
         told: list[MetadataAnswered] = []

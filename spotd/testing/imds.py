@@ -18,13 +18,12 @@ import itertools
 import json
 import re
 import secrets
-import signal
 import sys
 import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from spotd.testing.metadata import Answer, MetadataServer, Question, error_answer
+from spotd.testing.metadata import Answer, MetadataServer, Question, error_answer, http_date, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,7 +196,7 @@ class MetadataSimulator(MetadataServer):
         found = self._look_up(path)
         if found is None:
             return error_answer(404)
-        mark = {"Accept-Ranges": "none", "Last-Modified": _http_date(self._clock())}
+        mark = {"Accept-Ranges": "none", "Last-Modified": http_date(self._clock())}
         return Answer(200, found, mark)
 
     def _token(self, question: Question) -> Answer:
@@ -326,10 +325,6 @@ def _gmt(seconds: float) -> str:
     return _time(seconds).strftime("%d %b %Y %H:%M:%S GMT")
 
 
-def _http_date(seconds: float) -> str:
-    return _time(seconds).strftime("%a, %d %b %Y %H:%M:%S GMT")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run it in the foreground until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m spotd.testing.imds", description=__doc__)
@@ -338,15 +333,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--instance-id", default="i-0123456789abcdef0")
     parser.add_argument("--v1", action="store_true", help="answer without a token too")
     chosen = parser.parse_args(arguments)
-    end = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, end)  # before the threads, which inherit it
-    simulator = MetadataSimulator(
-        host=chosen.host, port=chosen.port, instance_id=chosen.instance_id, v1=chosen.v1
+    serve(
+        MetadataSimulator(
+            host=chosen.host, port=chosen.port, instance_id=chosen.instance_id, v1=chosen.v1
+        )
     )
-    with simulator:
-        sys.stdout.write(f"{simulator.url}\n")
-        sys.stdout.flush()
-        signal.sigwait(end)
     return 0
 
 

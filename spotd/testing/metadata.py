@@ -15,13 +15,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -92,6 +95,7 @@ class MetadataServer(ABC):
         self.connections = 0
         self._host, self._port = host, port
         self._lock = threading.RLock()
+        self._settling = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._moods: list[_Mood] = []
         self._server: ThreadingHTTPServer | None = None
@@ -149,7 +153,7 @@ class MetadataServer(ABC):
             if mood != WELL:
                 self._moods.append(_Mood(mood, path, until, seconds))
             self._changed.notify_all()
-        self._open_or_close()
+        self._settle()
         if for_seconds is not None:
             timer = threading.Timer(for_seconds, self._expire)
             timer.daemon = True
@@ -161,14 +165,14 @@ class MetadataServer(ABC):
         with self._changed:
             self._moods = []
             self._changed.notify_all()
-        self._open_or_close()
+        self._settle()
 
     def _expire(self) -> None:
         with self._changed:
             now = time.monotonic()
             self._moods = [m for m in self._moods if m.until is None or m.until > now]
             self._changed.notify_all()
-        self._open_or_close()
+        self._settle()
 
     def _mood_for(self, path: str) -> _Mood | None:
         with self._lock:
@@ -186,7 +190,7 @@ class MetadataServer(ABC):
     def start(self) -> Self:
         """Listen, and answer in threads of its own."""
         self._stopped = False
-        self._listen()
+        self._settle()
         return self
 
     def stop(self) -> None:
@@ -196,7 +200,7 @@ class MetadataServer(ABC):
             self._changed.notify_all()
         for timer in self._timers:
             timer.cancel()
-        self._unlisten()
+        self._settle()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -209,33 +213,22 @@ class MetadataServer(ABC):
     ) -> None:
         self.stop()
 
-    def _open_or_close(self) -> None:
-        with self._lock:
-            closed = any(m.name == "closed" for m in self._moods)
-            listens, stopped = self._server is not None, self._stopped
-        if closed and listens:
-            # In a thread of its own: the order to close may have come through this very port.
-            threading.Thread(target=self._unlisten, daemon=True).start()
-        elif not closed and not listens and not stopped:
-            self._listen()
-
-    def _listen(self) -> None:
-        with self._lock:
-            if self._server is not None:
-                return
-            server = _Server(self, (self._host, self._port))
-            self._port = int(server.server_address[1])
-            self._server = server
-        threading.Thread(
-            target=server.serve_forever, args=(0.02,), name=self.server_name, daemon=True
-        ).start()
-
-    def _unlisten(self) -> None:
-        with self._lock:
-            server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
+    def _settle(self) -> None:
+        """Listen, or do not, as the moods and `stop` have it now."""
+        with self._settling:
+            with self._lock:
+                closed = self._stopped or any(m.name == "closed" for m in self._moods)
+            if closed and self._server is not None:
+                # Called in a thread of its own or in a handler's, never in serve_forever's.
+                self._server.shutdown()
+                self._server.server_close()
+                self._server = None
+            elif not closed and self._server is None:
+                self._server = server = _Server(self, (self._host, self._port))
+                self._port = int(server.server_address[1])
+                threading.Thread(
+                    target=server.serve_forever, args=(0.02,), name=self.server_name, daemon=True
+                ).start()
 
     # --- one exchange ---
 
@@ -389,6 +382,22 @@ def error_answer(status: int) -> Answer:
         f"  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n </body>\n</html>\n"
     )
     return Answer(status, page.encode("latin-1"), {"Content-Type": "text/html"})
+
+
+def serve(simulator: MetadataServer) -> None:
+    """Run it in the foreground, its URL printed, until SIGINT or SIGTERM."""
+    end = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, end)  # before the threads, which inherit it
+    with simulator:
+        sys.stdout.write(f"{simulator.url}\n")
+        sys.stdout.flush()
+        signal.sigwait(end)
+
+
+def http_date(seconds: float) -> str:
+    """Seconds since the epoch as RFC 9110 writes dates."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 def drive(url: str, verb: str, **arguments: object) -> dict[str, Any]:

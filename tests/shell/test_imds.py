@@ -396,6 +396,7 @@ def test_a_name_works_as_an_endpoint(imds):
 
 def test_a_bug_in_the_watcher_is_posted_and_the_watcher_goes_on():
     class Broken:
+        longest_interval = 5.0
         polls = 0
 
         def poll(self, timeout, early):

@@ -59,7 +59,12 @@ class MetadataTrouble(Exception):  # noqa: N818 - the project's word for it
 
 
 class NoticeSource(Protocol):
-    """A cloud's metadata service: EC2's, Google's, Azure's."""
+    """A cloud's metadata service: EC2's, Google's, Azure's.
+
+    `longest_interval`: seconds between polls that its notices allow, whatever the settings say.
+    """
+
+    longest_interval: float
 
     def poll(self, timeout: float, early: Callable[[MetadataAnswered], None]) -> MetadataAnswered:
         """Ask once; takes at most twice `timeout` seconds.

@@ -8,6 +8,7 @@ scheduled events that affect your instances".
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from spotd.shell.clouds import (
     instance_id_of_firmware,
     printable,
 )
-from spotd.shell.clouds.http import Endpoint, MetadataTimeout, Reply
+from spotd.shell.clouds.http import Endpoint, MetadataTimeout, Reply, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,8 @@ class Ec2Metadata:
         dmi: Where the firmware's words are; believed only when the endpoint is EC2's own,
             since a simulator's instance is not this machine.
     """
+
+    longest_interval = math.inf  # a notice leaves two minutes: any pace of the settings will do
 
     def __init__(self, settings: ImdsSettings, *, dmi: Path = DMI) -> None:
         self._endpoint = Endpoint(settings.endpoint)
@@ -195,21 +198,14 @@ class Ec2Metadata:
         return True
 
     def _refusal(self, path: str, reply: Reply) -> MetadataTrouble:
-        status = reply.status
-        said = f"{path}: the metadata service answers {status}"
-        if status == 401:  # noqa: PLR2004
+        hints = {403: _OFF_HINT, 401: "the token is not accepted"}
+        if reply.status == 401 and time.monotonic() < self._v1_until:  # noqa: PLR2004
             self._v1_until = 0.0
-            hint = "it takes no question without a token, and none can be had"
-            return MetadataTrouble(said, hint if self._v1_fallback else "the token is not accepted")
-        if status in (429, 503):
-            return MetadataTrouble(said, "too many questions are asked of it", throttled=True)
-        if status == 403:  # noqa: PLR2004
-            return MetadataTrouble(said, _OFF_HINT)
+            hints[401] = "it takes no question without a token, and none can be had"
         if path == "api/token":
-            return MetadataTrouble(said, "is this an EC2 instance? See imds.v1_fallback and cloud")
-        if 300 <= status < 400:  # noqa: PLR2004
-            return MetadataTrouble(said, "something else stands at its address: a proxy, a portal?")
-        return MetadataTrouble(said)
+            for status in (400, 404, 405, 501):
+                hints[status] = "is this an EC2 instance? See imds.v1_fallback and cloud"
+        return refusal(path, reply.status, hints)
 
 
 def read_action(body: bytes) -> tuple[str, float | None]:

@@ -19,9 +19,12 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.shell.clouds import MetadataTrouble, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MOST_BODY = 64 * 1024
 _MOST_HEAD = 16 * 1024
@@ -196,6 +199,17 @@ def _unchunk(data: bytes) -> bytes:
             raise MetadataTrouble("the answer was cut off")
         body += data[end + 2 : end + 2 + size]
         at = end + 2 + size + 2
+
+
+def refusal(path: str, status: int, hints: Mapping[int, str]) -> MetadataTrouble:
+    """What a status other than 200 and 404 means; `hints` are the cloud's own words for some."""
+    said = f"{path}: the metadata service answers {status}"
+    if status in (429, 503):
+        return MetadataTrouble(said, "too many questions are asked of it", throttled=True)
+    hint = hints.get(status, "")
+    if not hint and 300 <= status < 400:  # noqa: PLR2004 - HTTP
+        hint = "something else stands at its address: a proxy, a portal?"
+    return MetadataTrouble(said, hint)
 
 
 def _left(deadline: float) -> float:
