@@ -18,6 +18,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
 
 from spotd.errors import SpotdError
 
@@ -47,7 +50,7 @@ class Seaweed:
     _process: subprocess.Popen[bytes] | None = None
     _ports: dict[str, int] = field(default_factory=dict)
 
-    def __enter__(self) -> Seaweed:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -139,7 +142,7 @@ class Seaweed:
         from botocore.config import Config  # noqa: PLC0415
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
-        client = botocore.session.Session().create_client(
+        client: Any = botocore.session.Session().create_client(
             "s3", region_name="us-east-1", endpoint_url=self.endpoint_url,
             aws_access_key_id=self.access_key, aws_secret_access_key=self.secret_key,
             config=Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 5}),

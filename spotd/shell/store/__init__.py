@@ -1,1 +1,1 @@
-
+"""The object store: S3 or a directory, spoken to by a process of its own."""

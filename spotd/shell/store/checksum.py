@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 from spotd.errors import SpotdError
 
-Buffer = Union[bytes, bytearray, memoryview]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Buffer = Union[bytes, bytearray, memoryview]  # noqa: UP007 - evaluated, and 3.10 is meant
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions, events
 from spotd.shell.store.settings import StoreConfig, StoreSettings
-from spotd.shell.store.source import UploadSource
 from spotd.shell.store.wire import Channel, decode_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spotd.shell.store.source import UploadSource
 
 IDLE = 20.0  # seconds: a save every few minutes should not keep 60 MiB alive in between
 _TICK_MS = 500
@@ -76,7 +79,7 @@ class StoreClient:
         post: Takes the events; called from threads of this class, must not block.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the daemon gives them by name
         self,
         settings: StoreConfig,
         run: str,

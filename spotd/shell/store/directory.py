@@ -18,8 +18,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spotd.shell.store.checksum import DEFAULT, Algorithm
 from spotd.shell.store.protocol import (
@@ -33,6 +33,9 @@ from spotd.shell.store.protocol import (
     PreconditionFailed,
     StoreProblem,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 _PREFIX = ".spotd-partial-"
 _LOCK = ".spotd-lock"
@@ -63,13 +66,19 @@ class DirectoryStore:
 
     @property
     def location(self) -> str:
+        """See `ObjectStore.location`."""
         return self._root.as_uri()
 
     @property
     def algorithm(self) -> Algorithm:
+        """See `ObjectStore.algorithm`."""
         return DEFAULT
 
+    def warm(self) -> None:
+        """Nothing to get ready."""
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:
+        """See `ObjectStore.put`."""
         with self._problems("write", key):
             path = self._place(key)
             with self._locked():
@@ -91,6 +100,7 @@ class DirectoryStore:
             return _etag(data)
 
     def get(self, key: str, *, limit: int) -> Blob:
+        """See `ObjectStore.get`."""
         with self._problems("read", key), self._path(key).open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
@@ -98,6 +108,7 @@ class DirectoryStore:
         return Blob(data, _etag(data))
 
     def list(self, prefix: str, *, delimiter: bool = False) -> Iterator[Entry]:
+        """See `ObjectStore.list`."""
         with self._problems("list", prefix):
             if not self._base.is_dir():
                 raise FileNotFoundError(2, "no such directory", str(self._base))
@@ -127,6 +138,7 @@ class DirectoryStore:
                     yield Entry(key, path.stat().st_size)
 
     def delete(self, keys: Sequence[str]) -> None:
+        """See `ObjectStore.delete`."""
         for key in keys:
             with self._problems("delete", key):
                 path = self._path(key)
@@ -147,6 +159,7 @@ class DirectoryStore:
             folder = folder.parent
 
     def send_whole(self, key: str, piece: Piece, flow: Flow) -> Part:
+        """See `ObjectStore.send_whole`."""
         upload = self.begin(key)
         try:
             part = self.send_part(key, upload, 1, piece, flow)
@@ -157,6 +170,7 @@ class DirectoryStore:
         return part
 
     def begin(self, key: str) -> str:
+        """See `ObjectStore.begin`."""
         with self._problems("write", key):
             upload = secrets.token_hex(12)
             path = self._partial(self._place(key), upload)
@@ -165,6 +179,7 @@ class DirectoryStore:
             return upload
 
     def surviving(self, key: str, upload: str, recorded: Mapping[int, Part]) -> dict[int, Part]:
+        """See `ObjectStore.surviving`."""
         # The record may be older or newer than what a power cut left of the bytes: only
         # reading them tells.
         found: dict[int, Part] = {}
@@ -179,6 +194,7 @@ class DirectoryStore:
         return found
 
     def send_part(self, key: str, upload: str, number: int, piece: Piece, flow: Flow) -> Part:  # noqa: ARG002
+        """See `ObjectStore.send_part`."""
         crc = 0
         with self._problems("write", key):
             path = self._partial(self._path(key), upload)
@@ -194,6 +210,7 @@ class DirectoryStore:
         return Part(f"{self.algorithm.encode(crc)}@{piece.offset}", piece.length, crc)
 
     def complete(self, key: str, upload: str, parts: Mapping[int, Part], crc: int) -> str:
+        """See `ObjectStore.complete`."""
         with self._problems("write", key):
             path = self._path(key)
             partial = self._partial(path, upload)
@@ -209,12 +226,14 @@ class DirectoryStore:
         return self.algorithm.label(crc)
 
     def abort(self, key: str, upload: str) -> None:
+        """See `ObjectStore.abort`."""
         with self._problems("delete", key):
             path = self._path(key)
             self._partial(path, upload).unlink(missing_ok=True)
             self._prune(path.parent)
 
     def copy(self, source: str, key: str, part: Part) -> str:
+        """See `ObjectStore.copy`."""
         with self._problems("read", source):
             path = self._path(source)
             with path.open("rb") as file:
@@ -228,6 +247,7 @@ class DirectoryStore:
         return whole.etag
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
+        """See `ObjectStore.receive`."""
         crc = 0
         with self._problems("read", key), self._path(key).open("rb") as file:
             for offset, chunk in chunks(Piece(file.fileno(), piece.offset, piece.length)):

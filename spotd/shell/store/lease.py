@@ -13,9 +13,8 @@ S3 itself refuses machines that are 15 minutes off.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.core.manifest import (
     ManifestError,
@@ -25,6 +24,9 @@ from spotd.core.manifest import (
     render_time,
 )
 from spotd.shell.store.protocol import NotFound, ObjectStore, PreconditionFailed, StoreProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = "lease.json"
 FORMAT = 1

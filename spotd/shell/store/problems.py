@@ -18,8 +18,8 @@ _CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "AuthFailure"}
 _DENIED = {"AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess", "403"}
-_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
-           "301", "307", "TemporaryRedirect"}  # fmt: skip
+_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed",
+           "IllegalLocationConstraintException", "301", "307", "TemporaryRedirect"}  # fmt: skip
 _CHECKSUM = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch",
              "XAmzContentSHA256Mismatch"}  # fmt: skip
 _MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
@@ -68,7 +68,9 @@ def answered(operation: str, code: str, message: str, resource: str) -> StorePro
     return StoreProblem(f"{operation} on {resource} failed: {code} {text}", retriable=retriable)
 
 
-def _known(operation: str, code: str, resource: str) -> StoreProblem | None:
+def _known(  # noqa: PLR0911 - a table with sentences in it
+    operation: str, code: str, resource: str
+) -> StoreProblem | None:
     if code in _CLOCK:
         return StoreProblem(
             "this machine's clock is more than 15 minutes off, and S3 refuses it",

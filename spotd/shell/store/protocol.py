@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from spotd.errors import SpotdError
-from spotd.shell.store.checksum import Algorithm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from spotd.shell.store.checksum import Algorithm
 
 
-class StoreProblem(SpotdError):
+class StoreProblem(SpotdError):  # noqa: N818 - NotFound, Damaged: what they say
     """The store did not do it. `retriable`: the same call may work in a moment."""
 
     def __init__(self, message: str, *, hint: str = "", retriable: bool = False) -> None:
@@ -92,6 +95,7 @@ class Flow:
         self, cancel: threading.Event | None = None, bytes_per_second: float | None = None
     ) -> None:
         self.cancel = cancel or threading.Event()
+        self.broken = False  # one thread of the transfer failed: the others need not go on
         self.wire = 0  # bytes that went over the wire, repeats included
         self.last_progress = time.monotonic()
         self._rate = bytes_per_second
@@ -99,8 +103,8 @@ class Flow:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Raises Cancelled once somebody has said stop."""
-        if self.cancel.is_set():
+        """Raises Cancelled once somebody has said stop, or it cannot succeed any more."""
+        if self.cancel.is_set() or self.broken:
             raise Cancelled
 
     def passed(self, count: int) -> None:
@@ -141,6 +145,10 @@ class ObjectStore(Protocol):
     @property
     def algorithm(self) -> Algorithm:
         """The checksum it is given for what it stores."""
+        ...
+
+    def warm(self) -> None:
+        """Gets ready to send: imports, credentials; raises StoreProblem without them."""
         ...
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:

@@ -21,10 +21,12 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.shell.store.protocol import Part
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 1
 Stat = tuple[int, int, int]  # size, mtime_ns, inode

@@ -9,25 +9,19 @@ its place. Whatever stood there before is moved to `.spotd-aside/`, never overwr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spotd.core.checkpoint import LocalCheckpoint
 from spotd.core.manifest import Manifest, ManifestDirectory, ManifestFile
 from spotd.errors import SpotdError
 from spotd.shell.directory.fingerprint import fingerprint
 from spotd.shell.directory.tree import (
-    DIRECTORY_FLAGS,
-    opened_directory,
     opened_file,
     remove_tree,
     snapshot,
@@ -36,12 +30,24 @@ from spotd.shell.store.checkpoints import object_key
 from spotd.shell.store.checksum import algorithm_of
 from spotd.shell.store.directory import read_checksum
 from spotd.shell.store.protocol import Damaged, Flow, ObjectStore, Piece
-from spotd.shell.store.transfer import MIB, Lanes, Transfer, receive_pieces
+from spotd.shell.store.staging import (
+    check_space,
+    directory_in,
+    made,
+    move_in,
+    staging,
+    writable,
+)
+from spotd.shell.store.transfer import MIB, Lanes, Transfer, receive_job
 
-STAGING = ".spotd-restore"
-ASIDE = ".spotd-aside"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from spotd.shell.store.checksum import Algorithm
+
 PIECE = 16 * MIB
-_RESERVE = 64 * MIB  # bytes that stay free: a full disk stops more than a restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +142,16 @@ class Restore:
     def _fetch(self, root: int, manifest: Manifest) -> None:
         digest = hashlib.sha256(f"{self.store.location}\0{manifest}".encode()).hexdigest()
         arrived = _Arrived(self.state / "fetches" / f"{digest[:32]}.fetch", digest)
-        with _staging(root) as staging, _made(staging, manifest.id) as place:
+        with staging(root) as own, made(own, manifest.id) as place:
             arrived.load()
             arrived.start()
-            have = self._check_arrived(place, manifest, arrived)
-            _check_space(root, manifest.size - have)
-            self._receive(place, manifest, arrived, have)
-            self._finish_directories(place, manifest)
-            _move_in(root, place, manifest.name)
-            remove_tree(staging, manifest.id)
+            fetch = _Fetch(self, place, manifest, arrived)
+            have = fetch.check_arrived()
+            check_space(root, manifest.size - have)
+            fetch.receive()
+            fetch.finish_directories()
+            move_in(root, place, manifest.name)
+            remove_tree(own, manifest.id)
         arrived.path.unlink(missing_ok=True)
 
     def _stands(self, root: int, manifest: Manifest) -> bool:
@@ -169,245 +176,156 @@ class Restore:
         self.report(done, manifest.size)
         return True
 
-    def _check_arrived(self, place: int, manifest: Manifest, arrived: _Arrived) -> int:
-        """Reads again what an earlier attempt has noted down; drops what is not so."""
-        have = 0
-        for file in manifest.files:
-            pieces = arrived.pieces.get(file.path)
+    def give(self, descriptor: int) -> None:
+        """Gives a file to the trainer's user, where we may."""
+        if self.owner is not None and os.geteuid() == 0:
+            os.fchown(descriptor, self.owner.uid, self.owner.gid)
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """One fetch, in its place below `.spotd-restore`."""
+
+    restore: Restore
+    place: int
+    manifest: Manifest
+    arrived: _Arrived
+    got: int = 0
+
+    @property
+    def _transfer(self) -> Transfer:
+        restore = self.restore
+        return Transfer(restore.store, restore.lanes, restore.flow, restore.patience)
+
+    def _opened(self, file: ManifestFile) -> AbstractContextManager[int]:
+        name = self.manifest.name
+        path = file.path if self.manifest.kind == "file" else f"{name}/{file.path}"
+        return writable(self.place, path)
+
+    def check_arrived(self) -> int:
+        """Reads again what an earlier attempt has noted down; returns the bytes that are so."""
+        for file in self.manifest.files:
+            pieces = self.arrived.pieces.get(file.path)
             if not pieces:
                 continue
             algorithm, _ = algorithm_of(file.checksum)
-            with _writable(place, manifest, file) as descriptor:
+            with self._opened(file) as fd:
                 for (offset, length), crc in list(pieces.items()):
-                    self.flow.check()
-                    if read_checksum(Piece(descriptor, offset, length), algorithm) == crc:
-                        have += length
+                    self.restore.flow.check()
+                    if read_checksum(Piece(fd, offset, length), algorithm) == crc:
+                        self.got += length
                     else:
                         del pieces[offset, length]
-        return have
+        return self.got
 
-    def _receive(self, place: int, manifest: Manifest, arrived: _Arrived, have: int) -> None:
-        transfer = Transfer(self.store, self.lanes, self.flow, self.patience)
-        got = have
-
-        def note(path: str, offset: int, length: int, crc: int) -> None:
-            nonlocal got
-            arrived.add(path, offset, length, crc)
-            got += length
-            self.report(got, manifest.size)
-
-        def small(file: ManifestFile) -> Callable[[], tuple[ManifestFile, int]]:
-            def get() -> tuple[ManifestFile, int]:
-                return file, self._small(transfer, place, manifest, file)
-
-            return get
-
-        self.report(got, manifest.size)
-        for file in manifest.files:
+    def receive(self) -> None:
+        """Fetches what is missing: big files over all lanes, small ones one to a lane."""
+        self.restore.report(self.got, self.manifest.size)
+        small = []
+        for file in self.manifest.files:
             if file.size > PIECE:
-                self._large(transfer, place, manifest, file, arrived, note)
-        todo = [
-            file
-            for file in manifest.files
-            if file.size <= PIECE and not self._complete(place, manifest, file, arrived)
-        ]
-        for file, crc in self.lanes.each(small(file) for file in todo):
-            note(file.path, 0, file.size, crc)
+                self._large(file)
+            elif not self._complete(file):
+                small.append(file)
+        for file, crc in self.restore.lanes.each(self._small(file) for file in small):
+            self._note(file.path, Piece(-1, 0, file.size), crc)
 
-    def _complete(
-        self, place: int, manifest: Manifest, file: ManifestFile, arrived: _Arrived
-    ) -> bool:
+    def _note(self, path: str, piece: Piece, crc: int) -> None:
+        self.arrived.add(path, piece.offset, piece.length, crc)
+        self.got += piece.length
+        self.restore.report(self.got, self.manifest.size)
+
+    def _complete(self, file: ManifestFile) -> bool:
         _, crc = algorithm_of(file.checksum)
-        if arrived.pieces.get(file.path) != {(0, file.size): crc}:
+        if self.arrived.pieces.get(file.path) != {(0, file.size): crc}:
             return False
-        with _writable(place, manifest, file) as descriptor:
-            self._finish_file(descriptor, file)
+        with self._opened(file) as fd:
+            self._finish_file(fd, file)
         return True
 
-    def _small(self, transfer: Transfer, place: int, manifest: Manifest, file: ManifestFile) -> int:
+    def _small(self, file: ManifestFile) -> Callable[[], tuple[ManifestFile, int]]:
         algorithm, wanted = algorithm_of(file.checksum)
-        key = object_key(manifest.id, file.path)
+        key = object_key(self.manifest.id, file.path)
+        restore, transfer = self.restore, self._transfer
 
-        def get(descriptor: int) -> int:
-            piece = Piece(descriptor, 0, file.size)
-            crc = self.store.receive(key, piece, self.flow, algorithm) if file.size else 0
+        def receive(fd: int) -> int:
+            piece = Piece(fd, 0, file.size)
+            crc = restore.store.receive(key, piece, restore.flow, algorithm) if file.size else 0
             if crc != wanted:
-                raise Damaged(_mismatch(manifest, file), retriable=True)
+                raise Damaged(self._mismatch(file), retriable=True)
             return crc
 
-        with _writable(place, manifest, file) as descriptor:
-            crc = transfer.again(lambda: get(descriptor))
-            self._finish_file(descriptor, file)
-        return crc
+        def get() -> tuple[ManifestFile, int]:
+            with self._opened(file) as fd:
+                crc = transfer.again(lambda: receive(fd))
+                self._finish_file(fd, file)
+            return file, crc
 
-    def _large(
-        self,
-        transfer: Transfer,
-        place: int,
-        manifest: Manifest,
-        file: ManifestFile,
-        arrived: _Arrived,
-        note: Callable[[str, int, int, int], None],
-    ) -> None:
+        return get
+
+    def _large(self, file: ManifestFile) -> None:
         algorithm, wanted = algorithm_of(file.checksum)
-        key = object_key(manifest.id, file.path)
-        with _writable(place, manifest, file) as descriptor:
+        ranges = [(offset, min(PIECE, file.size - offset)) for offset in range(0, file.size, PIECE)]
+        with self._opened(file) as fd:
             for attempt in range(2):
-                known = arrived.pieces.get(file.path, {})
-                ranges = [
-                    (offset, min(PIECE, file.size - offset))
-                    for offset in range(0, file.size, PIECE)
-                ]
-                missing = [each for each in ranges if each not in known]
-                receive_pieces(
-                    transfer, key, descriptor, missing, algorithm,
-                    lambda offset, length, crc: note(file.path, offset, length, crc),
-                )  # fmt: skip
-                known = arrived.pieces[file.path]
-                total = algorithm.join((known[each], each[1]) for each in ranges)
-                if total == wanted:
-                    self._finish_file(descriptor, file)
+                self._ranges(file, fd, ranges, algorithm)
+                known = self.arrived.pieces[file.path]
+                if algorithm.join((known[each], each[1]) for each in ranges) == wanted:
+                    self._finish_file(fd, file)
                     return
                 # On the way or in the bucket? Only a second look tells.
-                arrived.forget(file.path)
+                self.arrived.forget(file.path)
                 if attempt:
-                    raise Damaged(_mismatch(manifest, file))
+                    raise Damaged(self._mismatch(file))
+                self.got -= file.size
 
-    def _finish_file(self, descriptor: int, file: ManifestFile) -> None:
-        os.ftruncate(descriptor, file.size)
-        self._give(descriptor)
-        os.fchmod(descriptor, file.mode)
-        os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
-        os.fsync(descriptor)
+    def _ranges(
+        self, file: ManifestFile, fd: int, ranges: list[tuple[int, int]], algorithm: Algorithm
+    ) -> None:
+        known = self.arrived.pieces.get(file.path, {})
+        transfer, key = self._transfer, object_key(self.manifest.id, file.path)
+        jobs = [
+            receive_job(transfer, key, Piece(fd, *each), algorithm)
+            for each in ranges
+            if each not in known
+        ]
+        for piece, crc in self.restore.lanes.each(jobs):
+            self._note(file.path, piece, crc)
 
-    def _finish_directories(self, place: int, manifest: Manifest) -> None:
+    def _finish_file(self, fd: int, file: ManifestFile) -> None:
+        os.ftruncate(fd, file.size)
+        self.restore.give(fd)
+        os.fchmod(fd, file.mode)
+        os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
+        os.fsync(fd)
+
+    def finish_directories(self) -> None:
+        """Gives directories their owner, mode and time, children before parents."""
+        manifest = self.manifest
         if manifest.kind == "file":
             return
         told = {each.path: each for each in manifest.directories}
-        parents = {"."}
+        paths = {".", *told}
         for file in manifest.files:
-            parents.update(_parents(file.path))
-        parents.update(told)
-        for path in sorted(parents, key=lambda each: (each == ".", -each.count("/"), each)):
+            paths.update(_parents(file.path))
+        for path in sorted(paths, key=lambda each: (each == ".", -each.count("/"), each)):
             known = told.get(path) or ManifestDirectory(path, 0o755, 0)
             inner = manifest.name if path == "." else f"{manifest.name}/{path}"
-            with _directory(place, inner) as descriptor:
-                self._give(descriptor)
+            with directory_in(self.place, inner) as descriptor:
+                self.restore.give(descriptor)
                 os.fchmod(descriptor, known.mode | stat.S_IRWXU)
                 if known.mtime_ns:
                     os.utime(descriptor, ns=(known.mtime_ns, known.mtime_ns))
                 os.fsync(descriptor)
 
-    def _give(self, descriptor: int) -> None:
-        if self.owner is not None and os.geteuid() == 0:
-            os.fchown(descriptor, self.owner.uid, self.owner.gid)
-
-
-def _mismatch(manifest: Manifest, file: ManifestFile) -> str:
-    return f"{file.path} of {manifest.id} in the store does not match its checksum"
+    def _mismatch(self, file: ManifestFile) -> str:
+        return f"{file.path} of {self.manifest.id} in the store does not match its checksum"
 
 
 def _parents(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
-
-
-@contextlib.contextmanager
-def _staging(root: int) -> Iterator[int]:
-    """Opens `.spotd-restore`, a directory only we may write to."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(STAGING, 0o700, dir_fd=root)
-    status = os.stat(STAGING, dir_fd=root, follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        # Planted, or given away by a chown -R: nobody but us may write where we do.
-        _put_aside(root, STAGING)
-        os.mkdir(STAGING, 0o700, dir_fd=root)
-    descriptor = os.open(STAGING, DIRECTORY_FLAGS, dir_fd=root)
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, f"{STAGING} is not ours")
-        os.fchmod(descriptor, 0o700)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # not empty: another checkpoint waits in it
-            os.rmdir(STAGING, dir_fd=root)
-
-
-@contextlib.contextmanager
-def _made(parent: int, path: str) -> Iterator[int]:
-    """Opens a directory below `parent`, making what is missing; follows no link."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700, dir_fd=parent)
-    descriptor = os.open(path, DIRECTORY_FLAGS, dir_fd=parent)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _directory(place: int, path: str) -> Iterator[int]:
-    descriptor = os.dup(place)
-    try:
-        for part in path.split("/"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o700, dir_fd=descriptor)
-            child = os.open(part, DIRECTORY_FLAGS, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = child
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writable(place: int, manifest: Manifest, file: ManifestFile) -> Iterator[int]:
-    path = file.path if manifest.kind == "file" else f"{manifest.name}/{file.path}"
-    parent, _, last = path.rpartition("/")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_directory(place, parent)) if parent else place
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(last, flags, 0o600, dir_fd=folder)
-        try:
-            if os.fstat(descriptor).st_nlink != 1:
-                raise PermissionError(errno.EPERM, f"{path} has a second name")
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-
-def _check_space(root: int, wanted: int) -> None:
-    found = os.fstatvfs(root)
-    free = found.f_bavail * found.f_frsize
-    if wanted + _RESERVE > free:
-        raise OSError(
-            errno.ENOSPC, f"{wanted // MIB} MiB are still to come, {free // MIB} MiB are free"
-        )
-
-
-def _move_in(root: int, place: int, name: str) -> None:
-    """Renames the checkpoint into its place; what stands there goes aside, never away."""
-    _put_aside(root, name)
-    os.fsync(place)
-    os.rename(name, name, src_dir_fd=place, dst_dir_fd=root)
-    os.fsync(root)
-
-
-def _put_aside(root: int, name: str) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(ASIDE, 0o755, dir_fd=root)
-    with opened_directory(root, ASIDE) as aside:
-        taken = set(os.listdir(aside))
-        later = (f"{name}.{number}" for number in itertools.count(int(time.time())))
-        target = next(each for each in itertools.chain([name], later) if each not in taken)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(name, target, src_dir_fd=root, dst_dir_fd=aside)
-            os.fsync(aside)
-        if not os.listdir(aside):
-            with contextlib.suppress(OSError):
-                os.rmdir(ASIDE, dir_fd=root)
 
 
 def _local(root: int, manifest: Manifest) -> LocalCheckpoint:

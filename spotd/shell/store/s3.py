@@ -14,7 +14,6 @@ Conditional are only the small JSON objects.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +31,8 @@ from spotd.shell.store.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from mypy_boto3_s3 import S3Client
 
     from spotd.shell.store.sender import PartSender
@@ -91,11 +92,13 @@ class S3Store:
 
     @property
     def location(self) -> str:
+        """See `ObjectStore.location`."""
         place = f" at {self.options.endpoint_url}" if self.options.endpoint_url else ""
         return f"s3://{self.bucket}/{self._prefix}".rstrip("/") + place
 
     @property
     def algorithm(self) -> Algorithm:
+        """See `ObjectStore.algorithm`."""
         return DEFAULT
 
     def key(self, key: str) -> str:
@@ -126,7 +129,12 @@ class S3Store:
                 self._sender = self._sender or made
         return self._sender
 
+    def warm(self) -> None:
+        """See `ObjectStore.warm`."""
+        _ = self.client, self.sender  # each is made at its first use
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:
+        """See `ObjectStore.put`."""
         extra: dict[str, Any] = {}
         if if_none_match:
             extra["IfNoneMatch"] = "*"
@@ -141,6 +149,8 @@ class S3Store:
         return answer["ETag"]
 
     def get(self, key: str, *, limit: int) -> Blob:
+        """See `ObjectStore.get`."""
+
         def read() -> Blob:
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key(key))
             with answer["Body"] as body:
@@ -152,6 +162,7 @@ class S3Store:
         return self.call("GetObject", key, read)
 
     def list(self, prefix: str, *, delimiter: bool = False) -> Iterator[Entry]:
+        """See `ObjectStore.list`."""
         token: dict[str, Any] = {"Delimiter": "/"} if delimiter else {}
         while True:
             page = self.call(
@@ -168,6 +179,7 @@ class S3Store:
             token["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, keys: Sequence[str]) -> None:
+        """See `ObjectStore.delete`."""
         for start in range(0, len(keys), _DELETE_PAGE):
             page = keys[start : start + _DELETE_PAGE]
             answer = self.call(
@@ -183,19 +195,22 @@ class S3Store:
                     raise answered("DeleteObject", code, error.get("Message", ""), where)
 
     def send_whole(self, key: str, piece: Piece, flow: Flow) -> Part:
+        """See `ObjectStore.send_whole`."""
         return self.sender.send_whole(key, piece, flow, self.object_options())
 
     def begin(self, key: str) -> str:
+        """See `ObjectStore.begin`."""
         answer = self.call(
             "CreateMultipartUpload", key, lambda: self.client.create_multipart_upload(
                 Bucket=self.bucket, Key=self.key(key), **self.object_options(),
-                ChecksumAlgorithm=self.algorithm.name.upper(),  # type: ignore[typeddict-item]
+                ChecksumAlgorithm=self.algorithm.name.upper(),  # type: ignore[arg-type]
                 ChecksumType="FULL_OBJECT",
             ),
         )  # fmt: skip
         return answer["UploadId"]
 
     def surviving(self, key: str, upload: str, recorded: Mapping[int, Part]) -> dict[int, Part]:
+        """See `ObjectStore.surviving`."""
         found: dict[int, Part] = {}
         marker: dict[str, Any] = {}
         field: Any = f"Checksum{self.algorithm.name.upper()}"
@@ -218,13 +233,15 @@ class S3Store:
             marker["PartNumberMarker"] = page["NextPartNumberMarker"]
 
     def send_part(self, key: str, upload: str, number: int, piece: Piece, flow: Flow) -> Part:
+        """See `ObjectStore.send_part`."""
         return self.sender.send_part(key, upload, number, piece, flow)
 
     def complete(self, key: str, upload: str, parts: Mapping[int, Part], crc: int) -> str:
+        """See `ObjectStore.complete`."""
         checksum = f"Checksum{self.algorithm.name.upper()}"
         value = self.algorithm.encode(crc)
         size = sum(part.size for part in parts.values())
-        listed = []
+        listed: Any = []
         for number in sorted(parts):
             part = parts[number]
             own = {} if part.crc is None else {checksum: self.algorithm.encode(part.crc)}
@@ -234,7 +251,7 @@ class S3Store:
             answer = self.call(
                 "CompleteMultipartUpload", key, lambda: self.patient.complete_multipart_upload(
                     Bucket=self.bucket, Key=self.key(key), UploadId=upload,
-                    MultipartUpload={"Parts": listed}, **extra,  # type: ignore[typeddict-item]
+                    MultipartUpload={"Parts": listed}, **extra,
                 ),
             )  # fmt: skip
         except NotFound:
@@ -268,6 +285,7 @@ class S3Store:
         return dict(answer)
 
     def abort(self, key: str, upload: str) -> None:
+        """See `ObjectStore.abort`."""
         try:
             self.call(
                 "AbortMultipartUpload", key, lambda: self.client.abort_multipart_upload(
@@ -278,6 +296,7 @@ class S3Store:
             return
 
     def copy(self, source: str, key: str, part: Part) -> str:
+        """See `ObjectStore.copy`."""
         if part.size > _COPY_LIMIT:
             return self._copy_parts(source, key, part)
         checksum: Any = f"Checksum{self.algorithm.name.upper()}"
@@ -286,7 +305,7 @@ class S3Store:
                 Bucket=self.bucket, Key=self.key(key),
                 CopySource={"Bucket": self.bucket, "Key": self.key(source)},
                 CopySourceIfMatch=part.etag, **self.object_options(),
-                ChecksumAlgorithm=self.algorithm.name.upper(),  # type: ignore[typeddict-item]
+                ChecksumAlgorithm=self.algorithm.name.upper(),  # type: ignore[arg-type]
             ),
         )  # fmt: skip
         result: Any = answer.get("CopyObjectResult", {})
@@ -324,9 +343,11 @@ class S3Store:
             raise Damaged(f"{self.resource(key)} was copied with another checksum")
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
+        """See `ObjectStore.receive`."""
         return self.sender.receive(key, piece, flow, algorithm)
 
     def close(self) -> None:
+        """See `ObjectStore.close`."""
         if self._sender is not None:
             self._sender.close()
         for client in (self._client, self._patient):

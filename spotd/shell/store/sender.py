@@ -53,7 +53,9 @@ class BotocoreSender:
         self._store = store
 
     def send_whole(self, key: str, piece: Piece, flow: Flow, options: dict[str, Any]) -> Part:
-        store, body = self._store, PieceReader(piece, flow, self._store.algorithm)
+        """See `PartSender.send_whole`."""
+        store = self._store
+        body: Any = PieceReader(piece, flow, store.algorithm)
         answer = store.call(
             "PutObject", key, lambda: store.client.put_object(
                 Bucket=store.bucket, Key=store.key(key), Body=body, ContentLength=piece.length,
@@ -64,7 +66,9 @@ class BotocoreSender:
         return self._part(key, body, answer)
 
     def send_part(self, key: str, upload: str, number: int, piece: Piece, flow: Flow) -> Part:
-        store, body = self._store, PieceReader(piece, flow, self._store.algorithm)
+        """See `PartSender.send_part`."""
+        store = self._store
+        body: Any = PieceReader(piece, flow, store.algorithm)
         answer = store.call(
             "UploadPart", key, lambda: store.client.upload_part(
                 Bucket=store.bucket, Key=store.key(key), UploadId=upload, PartNumber=number,
@@ -82,6 +86,8 @@ class BotocoreSender:
         return Part(answer["ETag"], body.length, body.crc)
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
+        """See `PartSender.receive`."""
+
         def read() -> int:
             crc, offset = 0, piece.offset
             answer = self._store.client.get_object(
@@ -127,15 +133,19 @@ class PieceReader(io.RawIOBase):
         self._hashed = 0
 
     def readable(self) -> bool:
+        """See `io.RawIOBase.readable`."""
         return True
 
     def seekable(self) -> bool:
+        """See `io.RawIOBase.seekable`."""
         return True
 
     def tell(self) -> int:
+        """See `io.RawIOBase.tell`."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `io.RawIOBase.seek`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.length}[whence]
         self._at = base + offset
         if self._at == 0:
@@ -144,6 +154,7 @@ class PieceReader(io.RawIOBase):
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
+        """See `io.RawIOBase.read`."""
         left = self.length - self._at
         count = left if size is None or size < 0 else min(size, left)
         if count == 0:

@@ -14,23 +14,43 @@ if TYPE_CHECKING:
     from spotd.shell.store.protocol import ObjectStore
 
 
-class StoreConfig(Protocol):
+class StoreConfig(Protocol):  # the attributes are the contract's keys
     """Any object with the keys of `[store]` (contracts.md, section 1)."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """`store.url`."""
+        ...
+
     @property
-    def endpoint_url(self) -> str | None: ...
+    def endpoint_url(self) -> str | None:
+        """`store.endpoint_url`."""
+        ...
+
     @property
-    def region(self) -> str | None: ...
+    def region(self) -> str | None:
+        """`store.region`."""
+        ...
+
     @property
-    def storage_class(self) -> str | None: ...
+    def storage_class(self) -> str | None:
+        """`store.storage_class`."""
+        ...
+
     @property
-    def server_side_encryption(self) -> str | None: ...
+    def server_side_encryption(self) -> str | None:
+        """`store.server_side_encryption`."""
+        ...
+
     @property
-    def kms_key_id(self) -> str | None: ...
+    def kms_key_id(self) -> str | None:
+        """`store.kms_key_id`."""
+        ...
+
     @property
-    def bandwidth_limit(self) -> float | None: ...
+    def bandwidth_limit(self) -> float | None:
+        """`store.bandwidth_limit`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

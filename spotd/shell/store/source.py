@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
 
 from spotd.core.manifest import ManifestDirectory, ManifestError, check_name, check_path
 from spotd.errors import SpotdError
@@ -18,6 +20,9 @@ from spotd.shell.directory.tree import (
     opened_file,
     snapshot,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class UploadSource:
     fingerprint: str = ""
 
 
-class SourceGone(SpotdError):
+class SourceGone(SpotdError):  # noqa: N818 - it says what happened
     """The content that was meant is not there any more: this id can never be stored."""
 
 
@@ -72,7 +77,7 @@ class SourceTree:
         self.files: tuple[SourceFile, ...] = ()
         self.directories: tuple[ManifestDirectory, ...] = ()
 
-    def __enter__(self) -> SourceTree:
+    def __enter__(self) -> Self:
         try:
             self._root = open_without_links(self._source.root)
             self._look()

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from spotd.shell.store.checksum import Algorithm
 from spotd.shell.store.directory import read_checksum
 from spotd.shell.store.protocol import (
     Cancelled,
@@ -28,6 +26,11 @@ from spotd.shell.store.protocol import (
     StoreProblem,
 )
 from spotd.shell.store.record import Begun, Done, Stat, UploadRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from spotd.shell.store.checksum import Algorithm
 
 MIB = 1024 * 1024
 # Below this, copying inside the store saves nothing: the request costs as much as the bytes.
@@ -146,134 +149,116 @@ def send_small(transfer: Transfer, key: str, fd: int, size: int) -> Part:
     return transfer.again(lambda: transfer.store.send_whole(key, piece, transfer.flow))
 
 
-def send_large(
-    transfer: Transfer,
-    key: str,
-    path: str,
-    fd: int,
-    record: UploadRecord,
-    arrived: Callable[[int], None],
-) -> Part:
-    """Sends a file in parts over all lanes, going on where an earlier process was cut off.
+@dataclass(slots=True)
+class LargeFile:
+    """A file that is sent in parts over all lanes, going on where a process was cut off.
 
-    Args:
+    Attributes:
         transfer: Store, lanes and flow.
         key: Where to.
         path: The file's name in the record.
         fd: The open file.
         record: What is known of earlier attempts; kept up to date.
         arrived: Told the bytes of each part that is in the store.
-
-    Returns:
-        The object: its etag, size and checksum over all of it.
     """
-    stat = stat_of(fd)
-    counted = 0
 
-    def count(size: int) -> None:
-        nonlocal counted
-        counted += size
-        arrived(size)
+    transfer: Transfer
+    key: str
+    path: str
+    fd: int
+    record: UploadRecord
+    arrived: Callable[[int], None]
+    _counted: int = 0
 
-    for attempt in range(2):
-        begun = _continue_or_begin(transfer, key, path, fd, stat, record, count)
+    def send(self) -> Part:
+        """Sends it; returns the object: its etag, size and checksum over all of it."""
+        attempts = 0
+        while True:
+            attempts += 1
+            begun = self._continue() or self._begin()
+            try:
+                return self._send_parts(begun)
+            except (NotFound, Damaged):
+                # Somebody aborted the upload (a lifecycle rule does), or what an earlier
+                # process sent is not what the file holds now: once from the beginning.
+                self._drop(begun)
+                if attempts > 1:
+                    raise
+
+    def _count(self, size: int) -> None:
+        self._counted += size
+        self.arrived(size)
+
+    def _drop(self, begun: Begun) -> None:
+        self._count(-self._counted)
+        self.transfer.again(lambda: self.transfer.store.abort(self.key, begun.upload))
+        self.record.forget(self.path)
+
+    def _begin(self) -> Begun:
+        stat = stat_of(self.fd)
+        upload = self.transfer.again(lambda: self.transfer.store.begin(self.key))
+        begun = Begun(upload, part_size(stat[0]), stat)
+        self.record.begin(self.path, begun)
+        return begun
+
+    def _continue(self) -> Begun | None:
+        begun = self.record.begun.get(self.path)
+        if begun is None:
+            return None
+        if begun.stat != stat_of(self.fd):
+            self._drop(begun)
+            return None
+        store, recorded = self.transfer.store, dict(begun.parts)
         try:
-            return _send_parts(transfer, key, path, fd, begun, record, count)
-        except (NotFound, Damaged) as problem:
-            # Somebody aborted the upload (a lifecycle rule does), or what an earlier process
-            # sent is not what the file holds now: once from the beginning, then it is said.
-            record.forget(path)
-            arrived(-counted)
-            counted = 0
-            if isinstance(problem, Damaged):
-                transfer.again(lambda: transfer.store.abort(key, begun.upload))  # noqa: B023
-            if attempt:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _continue_or_begin(
-    transfer: Transfer,
-    key: str,
-    path: str,
-    fd: int,
-    stat: Stat,
-    record: UploadRecord,
-    count: Callable[[int], None],
-) -> Begun:
-    store = transfer.store
-    begun = record.begun.get(path)
-    if begun is not None and begun.stat != stat:
-        transfer.again(lambda: store.abort(key, begun.upload))
-        record.forget(path)
-        begun = None
-    if begun is not None:
-        try:
-            found = transfer.again(lambda: store.surviving(key, begun.upload, begun.parts))
+            found = self.transfer.again(lambda: store.surviving(self.key, begun.upload, recorded))
         except NotFound:
-            record.forget(path)
-        else:
-            begun.parts = _checked(found, fd, begun, stat[0], store.algorithm)
-            for part in begun.parts.values():
-                count(part.size)
-            return begun
-    upload = transfer.again(lambda: store.begin(key))
-    fresh = Begun(upload, part_size(stat[0]), stat)
-    record.begin(path, fresh)
-    return fresh
+            self.record.forget(self.path)
+            return None
+        begun.parts = self._usable(found, begun)
+        for part in begun.parts.values():
+            self._count(part.size)
+        return begun
 
+    def _usable(self, found: dict[int, Part], begun: Begun) -> dict[int, Part]:
+        """Keeps the parts of the right length whose checksum is known or can be computed."""
+        kept, size = {}, begun.stat[0]
+        for number, part in found.items():
+            offset = (number - 1) * begun.part_size
+            if part.size != min(begun.part_size, size - offset):
+                continue
+            if part is begun.parts.get(number):
+                kept[number] = part
+                continue
+            # Acknowledged, but the process died before it could note it down.
+            crc = read_checksum(Piece(self.fd, offset, part.size), self.transfer.store.algorithm)
+            if crc is not None and part.crc in {None, crc}:
+                kept[number] = Part(part.etag, part.size, crc)
+        return kept
 
-def _checked(
-    found: dict[int, Part], fd: int, begun: Begun, size: int, algorithm: Algorithm
-) -> dict[int, Part]:
-    """Keeps the parts that can be used: of the right length, checksum known or computed."""
-    kept = {}
-    for number, part in found.items():
+    def _send_parts(self, begun: Begun) -> Part:
+        store, size = self.transfer.store, begun.stat[0]
+        numbers = range(1, -(-size // begun.part_size) + 1)
+        missing = [number for number in numbers if number not in begun.parts]
+        for part in self.transfer.lanes.each(self._job(begun, number) for number in missing):
+            self._count(part.size)
+        parts = {number: begun.parts[number] for number in numbers}
+        crc = store.algorithm.join((parts[n].crc or 0, parts[n].size) for n in numbers)
+        etag = self.transfer.again(lambda: store.complete(self.key, begun.upload, parts, crc))
+        return Part(etag, size, crc)
+
+    def _job(self, begun: Begun, number: int) -> Callable[[], Part]:
         offset = (number - 1) * begun.part_size
-        if part.size != min(begun.part_size, size - offset):
-            continue
-        if number in begun.parts and begun.parts[number].etag.strip('"') == part.etag.strip('"'):
-            kept[number] = part
-            continue
-        # Acknowledged, but the process died before it could note it down.
-        crc = read_checksum(Piece(fd, offset, part.size), algorithm)
-        if crc is not None and part.crc in {None, crc}:
-            kept[number] = Part(part.etag, part.size, crc)
-    return kept
+        piece = Piece(self.fd, offset, min(begun.part_size, begun.stat[0] - offset))
+        store, flow = self.transfer.store, self.transfer.flow
 
-
-def _send_parts(
-    transfer: Transfer,
-    key: str,
-    path: str,
-    fd: int,
-    begun: Begun,
-    record: UploadRecord,
-    count: Callable[[int], None],
-) -> Part:
-    store, size = transfer.store, begun.stat[0]
-    total = -(-size // begun.part_size)
-
-    def job(number: int) -> Callable[[], tuple[int, Part]]:
-        offset = (number - 1) * begun.part_size
-        piece = Piece(fd, offset, min(begun.part_size, size - offset))
-
-        def send() -> tuple[int, Part]:
-            part = transfer.again(
-                lambda: store.send_part(key, begun.upload, number, piece, transfer.flow)
+        def send() -> Part:
+            part = self.transfer.again(
+                lambda: store.send_part(self.key, begun.upload, number, piece, flow)
             )
-            record.part(path, number, part)
-            return number, part
+            self.record.part(self.path, number, part)
+            return part
 
         return send
-
-    missing = [number for number in range(1, total + 1) if number not in begun.parts]
-    for _number, part in transfer.lanes.each(job(number) for number in missing):
-        count(part.size)
-    parts = {number: begun.parts[number] for number in range(1, total + 1)}
-    crc = store.algorithm.join((parts[n].crc or 0, parts[n].size) for n in sorted(parts))
-    etag = transfer.again(lambda: store.complete(key, begun.upload, parts, crc))
-    return Part(etag, size, crc)
 
 
 def finished(part: Part, stat: Stat, fd: int, algorithm: Algorithm) -> Done:
@@ -283,28 +268,13 @@ def finished(part: Part, stat: Stat, fd: int, algorithm: Algorithm) -> Done:
     return Done(part, stat, read_checksum(Piece(fd, 0, min(MIB, stat[0])), algorithm))
 
 
-def receive_pieces(
-    transfer: Transfer,
-    key: str,
-    fd: int,
-    pieces: Iterable[tuple[int, int]],
-    algorithm: Algorithm,
-    arrived: Callable[[int, int, int], None],
-) -> None:
-    """Fetches ranges (offset, length) of an object into their places in a file.
+def receive_job(
+    transfer: Transfer, key: str, piece: Piece, algorithm: Algorithm
+) -> Callable[[], tuple[Piece, int]]:
+    """Returns the job that fetches a range into its place, and returns its checksum."""
 
-    `arrived(offset, length, checksum)` is called for each, in the thread of the caller.
-    """
+    def get() -> tuple[Piece, int]:
+        receive = transfer.store.receive
+        return piece, transfer.again(lambda: receive(key, piece, transfer.flow, algorithm))
 
-    def job(offset: int, length: int) -> Callable[[], tuple[int, int, int]]:
-        piece = Piece(fd, offset, length)
-
-        def get() -> tuple[int, int, int]:
-            receive = transfer.store.receive
-            crc = transfer.again(lambda: receive(key, piece, transfer.flow, algorithm))
-            return offset, length, crc
-
-        return get
-
-    for offset, length, crc in transfer.lanes.each(job(*piece) for piece in pieces):
-        arrived(offset, length, crc)
+    return get

@@ -9,13 +9,17 @@ files that differ, differ there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from spotd.shell.store.directory import read_checksum
 from spotd.shell.store.protocol import NotFound, Part, Piece, PreconditionFailed, StoreProblem
-from spotd.shell.store.record import Done
-from spotd.shell.store.source import SourceFile
 from spotd.shell.store.transfer import MIB, SMALLEST_COPIED, Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from spotd.shell.store.record import Done
+    from spotd.shell.store.source import SourceFile
 
 
 class Unchanged:

@@ -12,12 +12,14 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
 from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _EVENTS: dict[str, type[Any]] = {
     each.__name__: each

@@ -16,24 +16,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
 from spotd.core.manifest import ManifestError
 from spotd.errors import SpotdError
 from spotd.shell.directory.tree import open_without_links
-from spotd.shell.store.checkpoints import CheckpointStore, UploadOrder
+from spotd.shell.store.checkpoints import CheckpointStore
 from spotd.shell.store.lease import Lease, LeaseHeld, LeaseKeeper
 from spotd.shell.store.priority import take_what_is_left
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
 from spotd.shell.store.restore import Owner, Restore
 from spotd.shell.store.settings import StoreSettings, open_store
 from spotd.shell.store.source import SourceGone, UploadSource
-from spotd.shell.store.transfer import PATIENCE, Lanes, lane_count
+from spotd.shell.store.transfer import PATIENCE, Lanes, Transfer, lane_count
+from spotd.shell.store.upload import Upload, UploadOrder
 from spotd.shell.store.wire import Channel, encode_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Command = dict[str, Any]
 _PROGRESS_EVERY = 0.5  # seconds
@@ -198,25 +201,21 @@ class Worker:
             created=command["created"],
             source=UploadSource(**command["source"]),
         )
-        if urgent:
-            lanes = Lanes(self._lanes_wanted)
-        else:
-            lanes = Lanes(_PEACE_LANES, take_what_is_left)
+        lanes = Lanes(self._lanes_wanted) if urgent else Lanes(_PEACE_LANES, take_what_is_left)
+        transfer = Transfer(
+            self._checkpoints.store, lanes, flow, None if urgent else PATIENCE,
+            _Troubles(f"storing {checkpoint}"),
+        )  # fmt: skip
         told = _Pace(
             lambda sent, size: self._say(
                 {"events": [encode_event(events.UploadProgressed(checkpoint, sent, size))]}
             )
         )
         try:
-            stored = self._checkpoints.upload(
-                order,
-                flow,
-                lanes,
-                report=told,
-                still_ours=lambda: self._still_ours(order.generation),
-                patience=None if urgent else PATIENCE,
-                on_trouble=_Troubles(f"storing {checkpoint}"),
-            )
+            stored = Upload(
+                self._checkpoints, transfer, order, told,
+                lambda: self._still_ours(order.generation),
+            ).run()  # fmt: skip
         except SourceGone as error:
             return [events.UploadFailed(checkpoint, error.message, error.hint, gone=True)]
         finally:
@@ -265,8 +264,8 @@ def _failure(command: Command, reason: str, hint: str) -> events.Event:
         return events.UploadFailed(command["id"], reason, hint)
     if command["do"] == "fetch":
         return events.FetchFailed(command["id"], reason, hint)
-    names = {"renew": "lease", "release": "lease", "warm": "open"}
-    return events.StoreFailed(names.get(command["do"], command["do"]), reason, hint)
+    name = {"renew": "lease", "release": "lease", "warm": "open"}.get(command["do"])
+    return events.StoreFailed(name or str(command["do"]), reason, hint)
 
 
 class _Pace:

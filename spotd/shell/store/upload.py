@@ -1,0 +1,261 @@
+"""One checkpoint on its way into the store.
+
+Objects first, MANIFEST.json last. Big files go two at a time over all lanes (while S3 puts
+the parts of one together the next is being sent), small ones beside them, one to a lane.
+Every file must still be what it was when the upload began, and all of them together once
+more at the end: a checkpoint that was written meanwhile never becomes visible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from spotd.core import manifest as schema
+from spotd.core.checkpoint import parse_checkpoint_id
+from spotd.core.manifest import Manifest, ManifestFile
+from spotd.shell.store.checkpoints import CheckpointStore, manifest_key, object_key
+from spotd.shell.store.protocol import Cancelled, Part, StoreProblem
+from spotd.shell.store.record import Done, UploadRecord, read_done
+from spotd.shell.store.source import SourceFile, SourceGone, SourceTree, UploadSource
+from spotd.shell.store.transfer import WHOLE_LIMIT, LargeFile, Transfer, finished, send_small
+from spotd.shell.store.unchanged import Unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_STORED_RECORD = "last.stored"
+_LARGE_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class UploadOrder:
+    """What to store, and as what. `created` is seconds since the epoch."""
+
+    id: str
+    generation: int
+    step: int | None
+    created: float
+    source: UploadSource
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Figures of an upload. `sent` is what went over the wire, `copied` stayed inside."""
+
+    size: int
+    sent: int
+    copied: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Upload:
+    """Stores one checkpoint, going on where an earlier attempt was cut off.
+
+    Attributes:
+        checkpoints: Where to.
+        transfer: Store, lanes and flow.
+        order: What, and as what.
+        report: Told (bytes in the store, size) now and then, from any thread.
+        still_ours: Called before the manifest is written; raises when the lease is lost.
+    """
+
+    checkpoints: CheckpointStore
+    transfer: Transfer
+    order: UploadOrder
+    report: Callable[[int, int], None]
+    still_ours: Callable[[], None]
+    _there: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> Stored:
+        """Does it.
+
+        Raises:
+            SourceGone: It was written or deleted meanwhile; nothing of it is visible.
+            Cancelled: Stopped; what is needed to continue is kept.
+            StoreProblem: The store does not take it.
+        """
+        started = time.monotonic()
+        order, home = self.order, self.checkpoints
+        identity = parse_checkpoint_id(order.id)
+        if identity is None:
+            raise SourceGone(f"{order.id!r} is not a checkpoint id")
+        record = UploadRecord(home.uploads, order.id, home.store.location)
+        try:
+            with SourceTree(order.source, identity[1]) as tree:
+                unchanged = self._unchanged()
+                parts = self._send_files(tree, record, unchanged)
+                tree.check_unchanged()
+                manifest = self._manifest(identity, tree, parts)
+                self.still_ours()
+                data = schema.render_manifest(manifest)
+                self.transfer.again(lambda: home.store.put(manifest_key(order.id), data))
+        except SourceGone:
+            self._take_back(record)
+            raise
+        finally:
+            record.close()
+        record.keep_as(home.uploads / _STORED_RECORD)
+        home.sweep(identity[0])
+        seconds = time.monotonic() - started
+        return Stored(manifest.size, self.transfer.flow.wire, unchanged.copied, seconds)
+
+    def arrived(self, size: int, whole: int) -> None:
+        """Counts bytes that are in the store."""
+        with self._lock:
+            self._there += size
+            there = self._there
+        self.report(there, whole)
+
+    def _send_files(
+        self, tree: SourceTree, record: UploadRecord, unchanged: Unchanged
+    ) -> dict[str, Part]:
+        parts = self._sent_before(tree, record)
+        self.arrived(sum(part.size for part in parts.values()), tree.size)
+        todo = [file for file in tree.files if file.path not in parts]
+        large = [file for file in todo if file.entry.size > WHOLE_LIMIT]
+        small = [file for file in todo if file.entry.size <= WHOLE_LIMIT]
+        sender = _Files(self, tree, record, unchanged, parts)
+        with ThreadPoolExecutor(_LARGE_AT_ONCE + 1, "files") as pool:
+            running = [
+                pool.submit(sender.send_large, file)
+                for file in sorted(large, key=lambda each: -each.entry.size)
+            ]
+            if small:
+                running.append(pool.submit(sender.send_small, small))
+            errors = [error for error in (each.exception() for each in running) if error]
+        # One that failed stopped the others: its reason is the one that counts.
+        errors.sort(key=lambda error: isinstance(error, Cancelled))
+        if errors:
+            raise errors[0]
+        return parts
+
+    def _sent_before(self, tree: SourceTree, record: UploadRecord) -> dict[str, Part]:
+        """Returns the files an earlier attempt has stored, if they still are there and the same."""
+        if not record.done:
+            return {}
+        folder, store = object_key(self.order.id, ""), self.transfer.store
+        there = self.transfer.again(lambda: {each.key: each.size for each in store.list(folder)})
+        found = {}
+        for file in tree.files:
+            done = record.done.get(file.path)
+            size = there.get(object_key(self.order.id, file.path))
+            if done is not None and done.stat == file.stat and size == file.entry.size:
+                found[file.path] = done.part
+        return found
+
+    def _unchanged(self) -> Unchanged:
+        checkpoint, files = "", dict[str, Done]()
+        if self.order.source.kind == "directory":
+            path = self.checkpoints.uploads / _STORED_RECORD
+            checkpoint, files = read_done(path, self.transfer.store.location)
+        if checkpoint == self.order.id:
+            files = {}
+        keys = {path: object_key(checkpoint, path) for path in files}
+        return Unchanged(self.transfer, files, keys)
+
+    def _manifest(
+        self, identity: tuple[int, str], tree: SourceTree, parts: dict[str, Part]
+    ) -> Manifest:
+        order, home = self.order, self.checkpoints
+        files = tuple(
+            ManifestFile(
+                path=file.path,
+                size=file.entry.size,
+                mode=tree.mode(file),
+                mtime_ns=file.entry.mtime_ns,
+                checksum=home.store.algorithm.label(parts[file.path].crc or 0),
+            )
+            for file in tree.files
+        )
+        return Manifest(
+            run=home.run,
+            id=order.id,
+            sequence=identity[0],
+            generation=order.generation,
+            name=identity[1],
+            kind=order.source.kind,
+            step=order.step,
+            created=order.created,
+            instance_id=home.instance_id,
+            size=tree.size,
+            files=files,
+            directories=tree.directories,
+            node=home.node,
+        )
+
+    def _take_back(self, record: UploadRecord) -> None:
+        """Removes what was sent of a checkpoint that can never be stored, if it can be now."""
+        if self.transfer.flow.cancel.is_set():
+            return
+        try:
+            self.checkpoints.drop(record)
+            self.checkpoints.delete_objects(self.order.id)
+        except StoreProblem as problem:
+            # Nothing of it is visible; the record stays, and the sweep comes back to it.
+            self.transfer.on_trouble(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of one upload, each sent by the thread that fits its size."""
+
+    upload: Upload
+    tree: SourceTree
+    record: UploadRecord
+    unchanged: Unchanged
+    parts: dict[str, Part]
+
+    def send_large(self, file: SourceFile) -> None:
+        """Sends a file of many parts."""
+        with self._stopping_others():
+            transfer, key = self.upload.transfer, object_key(self.upload.order.id, file.path)
+            with self.tree.opened(file) as fd:
+                begun = file.path in self.record.begun
+                part = None if begun else self.unchanged.copy(file, fd, key)
+                if part is None:
+                    part = LargeFile(transfer, key, file.path, fd, self.record, self._add).send()
+                else:
+                    self._add(part.size)
+                self._finish(file, part, fd)
+
+    def send_small(self, files: list[SourceFile]) -> None:
+        """Sends files of one part, one to a lane."""
+        with self._stopping_others():
+            for size in self.upload.transfer.lanes.each(self._job(file) for file in files):
+                self._add(size)
+
+    def _job(self, file: SourceFile) -> Callable[[], int]:
+        transfer, key = self.upload.transfer, object_key(self.upload.order.id, file.path)
+
+        def send() -> int:
+            with self.tree.opened(file) as fd:
+                part = self.unchanged.copy(file, fd, key)
+                if part is None:
+                    part = send_small(transfer, key, fd, file.entry.size)
+                self._finish(file, part, fd)
+            return part.size
+
+        return send
+
+    def _add(self, size: int) -> None:
+        self.upload.arrived(size, self.tree.size)
+
+    def _finish(self, file: SourceFile, part: Part, fd: int) -> None:
+        algorithm = self.upload.transfer.store.algorithm
+        self.record.finish(file.path, finished(part, file.stat, fd, algorithm))
+        self.parts[file.path] = part
+
+    @contextlib.contextmanager
+    def _stopping_others(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.upload.transfer.flow.broken = True
+            raise
