@@ -8,7 +8,8 @@ user's is touched, none is looked at. One tree serves every CPython from 3.10 on
 compiled parts are either stable-ABI (`*.abi3.so`) or carry the version in their names, and the
 import system picks the fitting one.
 
-Needs: pip; for the .deb dpkg-deb, for the .rpm rpmbuild. Cross-building is only a matter of
+Needs: pip, spotd's dependencies (`make venv` has them); for the .deb dpkg-deb, for the .rpm
+rpmbuild. Cross-building is only a matter of
 `--arch`: nothing is compiled here.
 """
 
@@ -106,7 +107,7 @@ def _trim(lib: Path) -> None:
     for service in data.iterdir():
         if service.is_dir() and service.name not in AWS_SERVICES:
             shutil.rmtree(service)
-    for unused in (lib / "boto3/examples", lib / "psutil/tests", lib / "botocore/docs"):
+    for unused in (lib / "boto3/examples", lib / "psutil/tests"):
         shutil.rmtree(unused, ignore_errors=True)
     # Speed-ups for one Python version of modules that are there in pure Python too.
     for compiled in (lib / "charset_normalizer").glob("*.so"):
@@ -128,8 +129,11 @@ def tree(stage: Path, arch: str = "amd64", python: str = "/usr/bin/python3") -> 
     _write(units / "catalog/spotd.catalog", (ROOT / "systemd/spotd.catalog").read_text())
     _write(stage / "etc/spotd/spotd.toml.example", (HERE / "spotd.toml").read_text())
     share = stage / "usr/share"
-    _write(share / "bash-completion/completions/spotd", (HERE / "completion.bash").read_text())
-    manual = gzip.compress((HERE / "spotd.8").read_bytes(), mtime=0)
+    sys.path.insert(0, str(HERE))
+    import documents  # noqa: PLC0415 - needs spotd's dependencies, which --help does not
+
+    _write(share / "bash-completion/completions/spotd", documents.completion())
+    manual = gzip.compress(documents.manual().encode(), mtime=0)
     page = share / "man/man8/spotd.8.gz"
     page.parent.mkdir(parents=True)
     page.write_bytes(manual)
