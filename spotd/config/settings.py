@@ -250,7 +250,10 @@ class ImdsSettings:
         default="http://169.254.169.254",
     )
     poll_interval: float = _key(
-        kinds.duration(0.01, 60.0), "Between two polls; AWS recommends 5 s.", default="5s"
+        kinds.duration(0.01, 60.0),
+        "Between two polls; AWS recommends 5 s. Google and Azure, whose notices leave 30 s, are "
+        "asked every second at least.",
+        default="5s",
     )
     timeout: float = _key(
         kinds.duration(0.01, 30.0),

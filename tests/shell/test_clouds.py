@@ -387,7 +387,7 @@ def answers_before(source, end):
     while True:
         try:
             return poll(source)[1]
-        except MetadataTrouble:
+        except MetadataTrouble:  # noqa: PERF203 - asked again until it answers
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
