@@ -135,9 +135,7 @@ def _on_notice(t: Turn, action: str, time: float | None) -> None:
     deadline = plan_deadline(action, time, t.now.wall, t.state.booted)
     i = t.state.interruption
     carried_over = i is not None and i.source == "notice" and seen is None and i.action == action
-    overdue = (
-        time is not None and t.now.wall - time > t.policy.not_carried_out_after and i is None
-    )
+    overdue = time is not None and t.now.wall - time > t.policy.not_carried_out_after and i is None
     if deadline.history or overdue:
         t.set_metadata(notice=Notice(action, time, ignored=True))
         t.announce("notice_ignored", f"an old {action} notice is still in the metadata: history")
@@ -148,9 +146,7 @@ def _on_notice(t: Turn, action: str, time: float | None) -> None:
     begin(t, "notice", action, deadline.seconds)
 
 
-def begin(
-    t: Turn, source: str, action: str, seconds: float, *, request: int | None = None
-) -> None:
+def begin(t: Turn, source: str, action: str, seconds: float, *, request: int | None = None) -> None:
     """Begins an interruption, or joins it to the one under way."""
     now = t.now.mono
     deadline = now + seconds
@@ -293,6 +289,8 @@ def _check_drained(t: Turn) -> None:
     if state.resuming is not None:
         return
     busy = state.store.upload is not None or bool(unstored(state))
+    if state.completed and not state.completion_stored and state.store.status == "open":
+        busy = True  # completed.json is part of what is to be kept
     if busy and not i.stopped_uploads:
         return
     newest = newest_known(state)

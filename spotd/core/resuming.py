@@ -51,7 +51,9 @@ def _inspect(t: Turn) -> None:
     # is on record as durable is known to be good, so a boot costs no second read of it.
     contents = state.boot in ("power-loss", "interrupted", "new-instance", "first")
     trusted = tuple(k.fingerprint for k in state.known if k.durable)
-    t.do(do.Inspect(settled=True, contents=contents and state.attempt_in_boot == 0, trusted=trusted))
+    t.do(
+        do.Inspect(settled=True, contents=contents and state.attempt_in_boot == 0, trusted=trusted)
+    )
     t.set_resuming(inspecting=True)
 
 
@@ -77,6 +79,7 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
     t.set(older_on_disk=len(event.checkpoints) > 1)
     if t.state.resuming is not None:
         t.set_resuming(local=event, inspecting=False)
+        _put_torn_aside(t, dict(event.torn))
         return
     storing.register_newest(t, event.checkpoints)
     hold_again(t)
@@ -214,7 +217,9 @@ def _take(t: Turn, choice: Choice, *, blind: bool = False) -> None:
     if choice.source == "store" and choice.id is not None:
         t.set_resuming(stage="fetching", retry_at=None)
         t.announce(
-            "restore_started", f"fetching checkpoint {choice.id} from the store", checkpoint=choice.id
+            "restore_started",
+            f"fetching checkpoint {choice.id} from the store",
+            checkpoint=choice.id,
         )
         t.set(reason=f"fetching {choice.id} from the store")
         t.do(do.Fetch(choice.id))
@@ -335,14 +340,8 @@ def on_reinstate_failed(t: Turn, event: on.ReinstateFailed) -> None:
 # --- clearing, preflight, starting ---------------------------------------------------
 
 
-def _clear(t: Turn) -> None:
-    """Puts torn checkpoints aside, so that the trainer's own search cannot find them."""
-    r = t.state.resuming
-    if r is None:
-        return
-    torn = {} if r.local is None else dict(r.local.torn)
-    if r.choice is not None and r.choice.name in torn:
-        del torn[r.choice.name]  # it has just been replaced by a whole one
+def _put_torn_aside(t: Turn, torn: dict[str, str]) -> None:
+    """Out of the sight of the trainer's own search, before a whole one takes a name back."""
     for name, reason in torn.items():
         t.announce(
             "checkpoint_rejected",
@@ -351,9 +350,12 @@ def _clear(t: Turn) -> None:
             checkpoint=name,
         )
         t.do(do.SetAside(name, reason))
-    t.set_resuming(
-        stage="clearing", clearing=frozenset(torn), clear_by=t.now.mono + CLEAR_PATIENCE
-    )
+    t.set_resuming(clearing=frozenset(torn), clear_by=t.now.mono + CLEAR_PATIENCE)
+
+
+def _clear(t: Turn) -> None:
+    """Waits until what is torn has been put aside."""
+    t.set_resuming(stage="clearing")
 
 
 def on_set_aside(t: Turn, event: on.SetAsideDone) -> None:

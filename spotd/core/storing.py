@@ -43,6 +43,8 @@ def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
     """The watcher found a whole checkpoint."""
     if t.state.directory_trouble:
         t.set(directory_trouble="")
+    if t.state.resuming is not None and t.state.trainer is None:
+        return  # what appears while no trainer runs is what spotd itself puts back
     register(t, event.checkpoint)
 
 
@@ -511,9 +513,7 @@ def _retain(t: Turn) -> None:
 def on_deleted(t: Turn, event: on.DeletedFromStore) -> None:
     """Retention has done its work."""
     gone = set(event.ids)
-    t.set_store(
-        deleting=False, listed=tuple(s for s in t.state.store.listed if s.id not in gone)
-    )
+    t.set_store(deleting=False, listed=tuple(s for s in t.state.store.listed if s.id not in gone))
 
 
 def _delete_local(t: Turn) -> None:
@@ -561,7 +561,7 @@ def advance_completion(t: Turn) -> None:
         t.set_store(completing=True)
         return
     if not state.finished and state.interruption is None and state.phase is Phase.COMPLETED:
-        t.set(finished=True)
+        t.set(finished=True, reason="this run is complete and stored")
         t.persist()
         t.do(do.ReleaseLease())
         if t.policy.completion_action != "keep":

@@ -69,7 +69,7 @@ class Demo:
 
     directory: Path
     steps: int = 2400
-    save_every: int = 120
+    save_every: int = 100
     say: Callable[[str], None] = print
     chapters: list[Interruption] = field(default_factory=list)
 
@@ -219,7 +219,12 @@ class Demo:
 
     def _finish(self, alone: subprocess.Popen[bytes]) -> None:
         self.stage.wait_for_state("completed", within=PATIENCE)
-        self.tell("the run is complete")
+        wait_until(
+            lambda: "stored" in self.stage.status().get("reason", ""),
+            within=PATIENCE,
+            what=f"completed.json in the store\n{self.stage.story()}",
+        )
+        self.tell("the run is complete, and stored")
         try:
             alone.wait(PATIENCE)
         except subprocess.TimeoutExpired as e:
@@ -234,10 +239,14 @@ class Demo:
     # --- what came of it -------------------------------------------------------------
 
     def _verdict(self) -> bool:
-        sums = {n: digest(self.directory / f"{n}.weights") for n in ("uninterrupted", "interrupted")}
+        sums = {
+            n: digest(self.directory / f"{n}.weights") for n in ("uninterrupted", "interrupted")
+        }
         same = sums["uninterrupted"] == sums["interrupted"]
         self.say("")
-        self.say(f"{'interruption':<24} {'steps lost':>10} {'notice to stored':>17} {'boot to step':>13}")
+        self.say(
+            f"{'interruption':<24} {'steps lost':>10} {'notice to stored':>17} {'boot to step':>13}"
+        )
         for c in self.chapters:
             stored = "-" if c.notice_to_stored is None else f"{c.notice_to_stored:.1f} s"
             self.say(f"{c.name:<24} {c.lost:>10} {stored:>17} {c.boot_to_step:>11.1f} s")
