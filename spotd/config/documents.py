@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.config.schema import SECTIONS, Section
 
 if TYPE_CHECKING:
-    from spotd.config.settings import Key
+    from spotd.config.key import Key
 
 _INTRODUCTION = """\
 # Configuration

@@ -11,9 +11,7 @@ import re
 import shlex
 import signal as signals
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
-from urllib.parse import urlsplit
 
 from spotd import units
 
@@ -79,7 +77,8 @@ def _text(value: object, wanted: str = "text") -> str:
     return value
 
 
-def _line(value: object) -> str:
+def line(value: object) -> str:
+    """One line of text, neither empty nor with control characters."""
     text = _text(value)
     if "\n" in text or "\r" in text:
         raise BadValue("is more than one line")
@@ -142,28 +141,6 @@ def _refuse_shell(words: tuple[str, ...]) -> None:
             raise BadValue(f'holds "{word}", and no shell runs', hint)
 
 
-def _absolute(value: object) -> Path:
-    path = Path(_line(value))
-    if not path.is_absolute():
-        hint = "write the path out" if str(path).startswith("~") else ""
-        raise BadValue("is not an absolute path", hint)
-    return path
-
-
-def _path(value: object) -> Path:
-    path = Path(_line(value))
-    if str(path).startswith("~"):
-        raise BadValue('begins with "~", and no shell runs', "write the path out")
-    return path
-
-
-def _textfile(value: object) -> Path:
-    path = _absolute(value)
-    if path.suffix != ".prom":
-        raise BadValue("does not end in .prom", "node_exporter reads only *.prom")
-    return path
-
-
 def _run_name(value: object) -> str:
     text = _text(value)
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text):
@@ -175,7 +152,7 @@ def _run_name(value: object) -> str:
 
 
 def _user(value: object) -> str:
-    text = _line(value)
+    text = line(value)
     # What useradd(8) accepts, and the digits of a numeric id.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}\$?", text):
         raise BadValue("is not a user name")
@@ -206,7 +183,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGA
 
 
 def _signal(value: object) -> str:
-    text = _line(value)
+    text = line(value)
     name = text.upper()
     name = name if name.startswith("SIG") else f"SIG{name}"
     if name in SIGNALS:
@@ -228,7 +205,7 @@ def _patterns(value: object) -> tuple[str, ...]:
     if not globs:
         raise BadValue("is an empty list")
     for glob in globs:
-        if "/" in _line(glob):
+        if "/" in line(glob):
             raise BadValue(
                 'holds "/"', "patterns are matched against names directly in checkpoints.directory"
             )
@@ -236,88 +213,15 @@ def _patterns(value: object) -> tuple[str, ...]:
 
 
 def _marker(value: object) -> str:
-    text = _line(value)
+    text = line(value)
     if "/" in text or text in (".", ".."):
         raise BadValue("is not a file name", '"auto", or the name of a file inside the checkpoint')
     return text
 
 
-def _store_url(value: object) -> str:
-    text = _line(value)
-    scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in ("s3", "file"):
-        raise BadValue("is not a store", "s3://BUCKET/PREFIX or file:///absolute/path")
-    return f"s3://{_s3_place(rest)}" if scheme == "s3" else f"file://{_file_place(rest)}"
-
-
-def _s3_place(rest: str) -> str:
-    """Bucket and prefix, by the naming rules of the S3 user guide ("Bucket naming rules")."""
-    bucket, _, prefix = rest.partition("/")
-    if not bucket:
-        raise BadValue("names no bucket", "s3://BUCKET/PREFIX")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or ".." in bucket:
-        raise BadValue(
-            "does not begin with a bucket name",
-            "3 to 63 lower-case letters, digits, '.' and '-', starting and ending with neither",
-        )
-    if re.fullmatch(r"[\d.]+", bucket) and bucket.count(".") == 3:  # noqa: PLR2004 - an IPv4 address
-        raise BadValue("has an IP address where the bucket belongs", "see store.endpoint_url")
-    prefix = prefix.strip("/")
-    if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
-        raise BadValue("has an empty, '.' or '..' part in its prefix")
-    if len(prefix.encode("utf-8", "surrogatepass")) > 512:  # noqa: PLR2004 - half of a key
-        raise BadValue("has a prefix of more than 512 bytes")
-    return f"{bucket}/{prefix}" if prefix else bucket
-
-
-def _file_place(rest: str) -> str:
-    if not rest.startswith("/"):
-        raise BadValue(
-            "names a host; only file:///absolute/path works", "mount it and name the path"
-        )
-    path = Path("/" + rest.strip("/"))
-    if path == Path("/") or ".." in path.parts:
-        raise BadValue("is not a directory of its own", "file:///absolute/path")
-    return str(path)
-
-
-def _plain_http(value: object) -> str:
-    """The metadata service speaks no TLS, and its client neither."""
-    text = _http_url(value, path=False)
-    if not text.startswith("http://"):
-        raise BadValue("is not an http:// URL", "http://169.254.169.254")
-    return text
-
-
-def _http_url(value: object, *, path: bool) -> str:
-    text = _line(value)
-    try:
-        parts = urlsplit(text)
-        port_is_right = parts.port != 0
-    except ValueError:
-        parts, port_is_right = urlsplit(""), False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
-        raise BadValue("is not an http:// or https:// URL")
-    if not text.isascii() or " " in text or "\t" in text:
-        raise BadValue("is not an http:// or https:// URL: it holds spaces or letters no URL has")
-    if not path and (parts.path.strip("/") or parts.query or parts.fragment):
-        raise BadValue("has something behind the host", "the host and port only")
-    if not path and "@" in parts.netloc:
-        raise BadValue("holds a user name or password")
-    return text if path else text.rstrip("/?#")
-
-
-def _listen(value: object) -> str:
-    text = _line(value)
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]*):(\d{1,5})", text)
-    if not match or not 1 <= int(match[2]) <= 65535:  # noqa: PLR2004 - what a port is
-        raise BadValue("is not ADDRESS:PORT", "127.0.0.1:9464")
-    return text
-
-
 def _matching(pattern: str, what: str, hint: str = "") -> Callable[[object], str]:
     def parse(value: object) -> str:
-        text = _line(value)
+        text = line(value)
         if not re.fullmatch(pattern, text):
             raise BadValue(f"is not {what}", hint)
         return text
@@ -387,27 +291,17 @@ def _rate(value: object) -> int:
     return size
 
 
-TEXT = Kind("text", _line)
+TEXT = Kind("text", line)
 FLAG = Kind("`true` or `false`", _flag)
 PRICE = Kind("dollars per hour", _price)
 WORDS = Kind("text (split as a shell does) or list", _words, shown=False)
 COMMAND = Kind("text (split as a shell does, no shell runs) or list", _command, shown=False)
-ABSOLUTE = Kind("absolute path", _absolute)
-PATH = Kind("path", _path)
-TEXTFILE = Kind("absolute path ending in `.prom`", _textfile)
 RUN_NAME = Kind("name", _run_name)
 USER = Kind("user name", _user)
 ENVIRONMENT = Kind("section of texts", _environment, shown=False)
 SIGNAL = Kind("signal", _signal)
 PATTERNS = Kind("pattern or list", _patterns)
 MARKER = Kind("`auto` or a file name", _marker)
-STORE_URL = Kind("`s3://` or `file://` URL", _store_url)
-BASE_URL = Kind("`http://` or `https://` URL", lambda value: _http_url(value, path=False))
-PLAIN_HTTP = Kind("`http://` URL", _plain_http)
-WEBHOOK_URL = Kind(
-    "`http://` or `https://` URL", lambda value: _http_url(value, path=True), shown=False
-)
-LISTEN = Kind("address:port", _listen)
 REGION = Kind("region", _matching(r"[a-z0-9-]{1,64}", "a region", "like us-east-1"))
 TOPIC = Kind(
     "topic ARN",

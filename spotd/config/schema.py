@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spotd.config.settings import Key, Settings
+from spotd.config.settings import Settings
+
+if TYPE_CHECKING:
+    from spotd.config.key import Key
 
 
 @dataclass(frozen=True, slots=True)

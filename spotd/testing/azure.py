@@ -15,7 +15,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from spotd.testing.metadata import Answer, MetadataServer, Question, http_date, serve
+from spotd.testing.metadata import MetadataServer, http_date, serve
+from spotd.testing.moody_http import Answer, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable

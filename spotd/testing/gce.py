@@ -11,7 +11,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spotd.testing.metadata import Answer, MetadataServer, Question, error_answer, serve
+from spotd.testing.metadata import MetadataServer, serve
+from spotd.testing.moody_http import Answer, Question, error_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

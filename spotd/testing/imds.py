@@ -23,7 +23,8 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from spotd.testing.metadata import Answer, MetadataServer, Question, error_answer, http_date, serve
+from spotd.testing.metadata import MetadataServer, http_date, serve
+from spotd.testing.moody_http import Answer, Question, error_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
