@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from spotd_trainer.errors import CheckpointError, Interrupted, TornCheckpointError
 from spotd_trainer.loader import Loader
+from spotd_trainer.newest import newest_checkpoint
 from spotd_trainer.session import Session
 from spotd_trainer.signals import shield_worker
 
@@ -23,5 +24,6 @@ __all__ = [
     "Loader",
     "Session",
     "TornCheckpointError",
+    "newest_checkpoint",
     "shield_worker",
 ]

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-WHOLE = re.compile(r"step-(\d{8,})(\.pt)?")
-TEMPORARY = re.compile(r"\.tmp-step-\d{8,}(\.pt)?-\d+")
+WHOLE = re.compile(r"step-(\d{8,})(?P<kind>\.pt|\.ckpt|)")
+TEMPORARY = re.compile(r"\.tmp-step-\d{8,}(\.pt|\.ckpt|)-\d+")
+
+OURS = ("", ".pt")
+"""A session's checkpoints: shards in a directory, or one file."""
 
 
 def checkpoint_name(step: int, *, sharded: bool = False) -> str:
@@ -31,19 +34,35 @@ def step_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def find_checkpoints(directory: Path) -> list[Path]:
+def find_checkpoints(directory: Path, kinds: tuple[str, ...] = OURS) -> list[Path]:
     """Our checkpoints in `directory`, newest step first. Names only: nothing is opened."""
     try:
         names = [entry.name for entry in directory.iterdir()]
     except FileNotFoundError:
         return []
-    found = [(step, name) for name in names if (step := step_of(name)) is not None]
+    matches = [match for match in map(WHOLE.fullmatch, names) if match]
+    found = [(int(m.group(1)), m.string) for m in matches if m.group("kind") in kinds]
     return [directory / name for _, name in sorted(found, reverse=True)]
+
+
+def sync_tree(directory: Path) -> None:
+    """Make every file below `directory` durable, written by whomever."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        if path.is_file() and not path.is_symlink():
+            sync_file(path)
+        elif path.is_dir():
+            sync_directory(path)
+    sync_directory(directory)
 
 
 def sync_directory(directory: Path) -> None:
     """Make a rename durable: without it a power cut can undo it (design/measured.md, 6)."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    sync_file(directory)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -80,9 +99,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def prune(directory: Path, keep: int, *, spare: Path | None = None) -> list[Path]:
+def prune(directory: Path, keep: int, kinds: tuple[str, ...] = OURS) -> list[Path]:
     """Delete all but the `keep` newest of our checkpoints, and return what was deleted."""
-    doomed = [path for path in find_checkpoints(directory)[max(keep, 1) :] if path != spare]
+    doomed = find_checkpoints(directory, kinds)[max(keep, 1) :]
     for path in doomed:
         with contextlib.suppress(FileNotFoundError):
             remove(path)

@@ -150,7 +150,7 @@ def learning_rate(options: argparse.Namespace) -> Any:
         if step < options.warmup:
             return (step + 1) / options.warmup
         done = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
 
     return factor
 

@@ -13,6 +13,7 @@ from spotd_trainer.agreement import Alone, Ranks, Wish, agree
 from spotd_trainer.errors import CheckpointError, Interrupted
 from spotd_trainer.files import remove_leftovers
 from spotd_trainer.interval import AutoInterval, Cost
+from spotd_trainer.leave import exit_status
 from spotd_trainer.meter import Meter
 from spotd_trainer.parts import Parts, as_list
 from spotd_trainer.position import Position
@@ -408,6 +409,4 @@ class Session:
         self.should_stop = True
         self._reporter.stopping()
         if self._on_stop == "exit":
-            under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-            code = 0 if under_torchrun else 128 + number
-            raise Interrupted(code, step=self.step, checkpoint=self.last_checkpoint)
+            raise Interrupted(exit_status(number), step=self.step, checkpoint=self.last_checkpoint)
