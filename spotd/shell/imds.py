@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["InstanceIdentity", "MetadataWatcher"]
 
 _LONGEST_PAUSE = 30.0
+_LONGEST_IDENTITY_PAUSE = 300.0
 MetadataEvent = MetadataAnswered | MetadataFailed
 
 
@@ -64,6 +65,8 @@ class MetadataWatcher:
         self._thread: threading.Thread | None = None
         self._identity = InstanceIdentity(instance_id=self._firmware_instance_id())
         self._identified = False
+        self._identity_failures = 0
+        self._identity_due = 0.0
         self._last_action: str | None = None
         self._throttled = 0
 
@@ -163,12 +166,17 @@ class MetadataWatcher:
             self._post(event)
 
     def _identify(self) -> None:
-        if self._identified or self._stopping:
+        if self._identified or self._stopping or time.monotonic() < self._identity_due:
             return
         try:
             found = self._source.identity(self._settings.timeout)
         except MetadataTrouble:
-            return  # the poll has the same trouble and reports it; asked again after the next
+            # Not reported: what is not known shows as unknown, and the polls tell of trouble.
+            # Asked again, less and less often: it is five questions, and nothing waits for it.
+            pause = min(_LONGEST_IDENTITY_PAUSE, self._interval * 2**self._identity_failures)
+            self._identity_failures = min(self._identity_failures + 1, 10)
+            self._identity_due = time.monotonic() + pause
+            return
         with self._changed:
             self._identity, self._identified = found, True
             self._changed.notify_all()
