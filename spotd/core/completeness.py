@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
+from spotd.core.checkpoint import step_from_name
 from spotd.core.layouts import (
     Layout,
     directory_of,
@@ -183,7 +184,11 @@ def _judge_by_marker(facts: CandidateFacts) -> Verdict:
 def _holds_checkpoint(facts: CandidateFacts) -> bool:
     if facts.declared or not facts.default_pattern:
         return bool(facts.files)
-    return any(has_checkpoint_extension(file.path) for file in facts.files)
+    if any(has_checkpoint_extension(file.path) for file in facts.files):
+        return True
+    # safetensors' first file, killed under its temporary name: torn, if it is `step-5/`.
+    numbered = step_from_name(facts.name) is not None
+    return numbered and any(_is_temporary_path(file.path) for file in facts.files)
 
 
 def _judge_layout(facts: CandidateFacts, layout: Layout) -> Verdict:

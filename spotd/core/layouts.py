@@ -17,6 +17,7 @@ _HF_SIGNATURE = frozenset(
     {"config.json", "training_args.bin", "adapter_config.json", "optimizer.pt", "scheduler.pt",
      "rng_state.pth", "generation_config.json", "checkpoint-is-incomplete.txt"}
 )  # fmt: skip
+_ACCELERATE_SIGNATURE = frozenset({"optimizer.bin", "scheduler.bin", "sampler.bin"})
 _HF_NAME = re.compile(r"checkpoint-\d+")
 _RANDOM_STATES = re.compile(r"random_states_\d+\.pkl")
 _RNG_STATE = re.compile(r"rng_state_\d+\.pth")
@@ -73,6 +74,8 @@ def layout_of(name: str, paths: tuple[str, ...], family: Layout | None) -> Layou
         return family
     if _HF_NAME.fullmatch(name) and not _HF_SIGNATURE.isdisjoint(paths):
         return Layout.TRAINER
+    if not _ACCELERATE_SIGNATURE.isdisjoint(paths):
+        return Layout.ACCELERATE
     if any(path.endswith(".distcp") or base_name(path) == ".metadata" for path in paths):
         return Layout.DCP
     return Layout.OTHER

@@ -31,6 +31,7 @@ _MAX_SHARDS = 20_000
 _DATA_OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*\]')
 _SHARD = re.compile(rb'"([^"\\/]{1,200}\.(?:safetensors|bin|pt))"')
 _ZEROS = bytes(64)
+_SHORTEST = 4  # bytes; no format of a checkpoint fits into less
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ def read_contents(descriptor: int, name: str, stop: threading.Event) -> Reading:
 
 
 def _read_by_magic(descriptor: int, size: int) -> Reading:
-    if size == 0:
-        return torn("it is empty")
+    if size < _SHORTEST:
+        return torn("it is empty" if size == 0 else f"it has {size} bytes")
     head = read_at(descriptor, 0, min(size, len(_ZEROS)))
     if zipfiles.is_zip(descriptor, size):
         reason = zipfiles.check_directory(descriptor, size)

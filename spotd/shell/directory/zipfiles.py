@@ -156,7 +156,7 @@ def _records(directory: bytes) -> Iterator[_Record]:
             first = at + _ENTRY.size + names
             block = _zip64_extra(directory[first : first + extra])
             size, packed, offset = _widen(block, size, packed, offset)
-        yield _Record(fields[9], fields[7], packed, size, offset)
+        yield _Record(fields[9], fields[6], packed, size, offset)
         at = after
 
 

@@ -1,0 +1,41 @@
+"""What the pieces that carry out actions share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from spotd.core.events import Event
+    from spotd.shell.directory.candidates import Candidates
+    from spotd.shell.directory.holds import Holds
+    from spotd.shell.directory.judge import Judge
+    from spotd.shell.directory.workers import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one checkpoint directory.
+
+    Attributes:
+        candidates: What stands in it; the directory's own thread only.
+        holds: What is held.
+        judge: Judges entries.
+        post: Takes events, from any thread.
+        files: The thread for copies and deletions.
+        disk: The thread for fsyncs and the reading of contents.
+        stop: Set when spotd ends.
+        call: Runs something in the directory's own thread.
+    """
+
+    candidates: Candidates
+    holds: Holds
+    judge: Judge
+    post: Callable[[Event], None]
+    files: Worker
+    disk: Worker
+    stop: threading.Event
+    call: Callable[[Callable[[], None]], None]
