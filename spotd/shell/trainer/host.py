@@ -101,7 +101,7 @@ class TrainerHost:
         running = self._current()
         if running is None:
             return ()
-        running.tree.sweep()
+        running.tree.sweep(full=True)
         return tuple(stat.pid for stat in running.tree.living())
 
     def find(self) -> events.TrainerFound | None:

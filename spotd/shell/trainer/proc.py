@@ -18,7 +18,7 @@ from spotd.core.targets import RANK_VARIABLES
 _LARGEST = 1024 * 1024  # of an environment or a command line; Linux allows 6 MiB of both
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STAT_STATE, _STAT_PARENT, _STAT_SESSION, _STAT_STARTED = 0, 1, 3, 19
-ZOMBIE = "Z"
+_ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Stat:
     @property
     def alive(self) -> bool:
         """A zombie has ended; only its parent has not looked yet."""
-        return self.state not in (ZOMBIE, "X")
+        return self.state not in _ENDED
 
 
 def read(path: str, largest: int = _LARGEST) -> bytes | None:
@@ -120,16 +120,38 @@ def command(pid: int) -> tuple[str, ...]:
     return tuple(part.decode(errors="replace") for part in content.rstrip(b"\0").split(b"\0"))
 
 
-def handlers(pid: int) -> tuple[int, int] | None:
-    """The signals it catches and those it ignores, as masks: bit n-1 is signal n."""
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The part of /proc/PID/status that says what signals would do to it."""
+
+    comm: str
+    state: str
+    parent: int
+    caught: int  # a mask: bit n-1 is signal n
+    ignored: int
+
+    @property
+    def alive(self) -> bool:
+        """As of `Stat`."""
+        return self.state not in _ENDED
+
+
+def status(pid: int) -> Status | None:
+    """What signals would do to a process, or None when it is gone."""
     content = read(f"/proc/{pid}/status")
     if not content:
         return None
-    ignored = content.partition(b"\nSigIgn:")[2].split(None, 1)
-    caught = content.partition(b"\nSigCgt:")[2].split(None, 1)
-    if not ignored or not caught:
+    fields = dict(line.partition(b":\t")[::2] for line in content.split(b"\n"))
+    try:
+        return Status(
+            comm=fields[b"Name"].decode(errors="replace"),
+            state=fields[b"State"][:1].decode(),
+            parent=int(fields[b"PPid"]),
+            caught=int(fields[b"SigCgt"], 16),
+            ignored=int(fields[b"SigIgn"], 16),
+        )
+    except (KeyError, ValueError):
         return None
-    return int(caught[0], 16), int(ignored[0], 16)
 
 
 def written(pid: int) -> int | None:

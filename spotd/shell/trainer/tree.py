@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MARKER = "SPOTD_TRAINER_TOKEN"
-_FULL_EVERY = 15  # sweeps; a number of a process known to be foreign may come to be reused
+_MOST_EVER = 10000
 _SETTLED = 10.0  # seconds after which a process is not expected to execute another program
 
 
@@ -32,9 +32,30 @@ class _Member:
     stat: proc.Stat
     first_seen: float
     read_at: float = -1.0
+    comm: str = ""
     command: tuple[str, ...] = ()
     rank: str | None = None
     written: int = 0
+
+    @property
+    def is_young(self) -> bool:
+        """Young enough to be about to execute another program."""
+        return self.read_at - self.first_seen < _SETTLED
+
+    def describe(self) -> None:
+        """Reads its command line and rank.
+
+        Not at every look: reading these waits for a process that is mapping memory. What a
+        program has written over (setproctitle) keeps its last good value.
+        """
+        pid = self.stat.pid
+        command = proc.command(pid)
+        self.command = command if command != ("",) else self.command
+        rank = proc.rank(proc.environment(pid))
+        self.rank = rank if rank is not None else self.rank
+        now = proc.stat(pid)
+        self.comm = now.comm if now is not None else self.comm
+        self.read_at = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -54,27 +75,33 @@ class Tree:
     strays: dict[proc.Identity, float] = field(default_factory=dict)  # see `_note_strays`
     _members: dict[int, _Member] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
-    _sweeps: int = 0
     _written_by_gone: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def sweep(self, *, full: bool = False) -> None:
-        """Looks for processes that are new since the last time; `full`: at all of them."""
+        """Looks for processes that are new since the last time.
+
+        Args:
+            full: Look at all of them anew: at members for what became of them, at others
+                because their numbers may have come to be used again.
+        """
         with self._lock:
-            self._sweeps += 1
-            if full or self._sweeps % _FULL_EVERY == 1:
+            if full:
                 self._strangers.clear()
             present = proc.pids()
-            self._forget_gone(present)
+            self._forget_gone(present, full=full)
             found = self._new(present)
             self._admit(found)
             self._note_strays(found)
             self._strangers = self._strangers.intersection(present).union(
                 stat.pid for stat in found if stat.pid not in self._members
             )
-            self.ever.update(self._members)
             for member in self._members.values():
-                self._describe(member)
+                if member.read_at < 0 or (full and member.is_young):
+                    member.describe()
+            if len(self.ever) > _MOST_EVER:
+                self.ever.clear()
+            self.ever.update(self._members)
 
     def add(self, pid: int) -> None:
         """Takes a process in that was found by other means (it holds the lock)."""
@@ -100,9 +127,11 @@ class Tree:
             self.sweep()
             found = []
             for member in self._members.values():
-                masks = proc.handlers(member.stat.pid) if member.stat.alive else None
-                if masks is not None:
-                    found.append(_as_process(member, masks))
+                status = proc.status(member.stat.pid)
+                if status is not None and status.alive:
+                    if status.comm != member.comm:
+                        member.describe()
+                    found.append(_as_process(member, status))
             return tuple(found)
 
     def identity(self, pid: int) -> proc.Identity | None:
@@ -128,9 +157,11 @@ class Tree:
                 member.written = max(member.written, proc.written(member.stat.pid) or 0)
             return self._written_by_gone + sum(m.written for m in self._members.values())
 
-    def _forget_gone(self, present: list[int]) -> None:
+    def _forget_gone(self, present: list[int], *, full: bool) -> None:
         running = set(present)
         for pid, member in list(self._members.items()):
+            if pid in running and not full:
+                continue
             found = proc.stat(pid) if pid in running else None
             if found is None or found.started != member.stat.started:
                 self._written_by_gone += member.written
@@ -198,27 +229,14 @@ class Tree:
         found.discard(0)  # not in our pid namespace
         return found
 
-    def _describe(self, member: _Member) -> None:
-        """Reads its command line and rank, again while it is young enough to execute another.
 
-        Not at every look: these two wait for a process that is mapping memory.
-        """
-        if member.read_at < 0 or member.read_at - member.first_seen < _SETTLED:
-            command = proc.command(member.stat.pid)
-            member.command = command if command != ("",) else member.command
-            rank = proc.rank(proc.environment(member.stat.pid))
-            member.rank = rank if rank is not None else member.rank
-            member.read_at = time.monotonic()
-
-
-def _as_process(member: _Member, masks: tuple[int, int]) -> Process:
-    caught, ignored = masks
+def _as_process(member: _Member, status: proc.Status) -> Process:
     return Process(
         pid=member.stat.pid,
-        parent=member.stat.parent,
-        comm=member.stat.comm,
+        parent=status.parent,
+        comm=status.comm,
         command=member.command,
-        caught=caught,
-        ignored=ignored,
+        caught=status.caught,
+        ignored=status.ignored,
         rank=member.rank,
     )

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 LINGER = 3.0  # seconds that the rest of the tree has to end by itself after its main process
 _YOUNG = 15.0  # seconds in which a tree grows quickly
 _SWEEP_YOUNG = 0.5
-_SWEEP = 2.0
+_SWEEP = 5.0
+_FULL_SWEEP = 60.0
 _STRAY = 30.0  # seconds after which nobody else will wait for a child that has ended
 _STUBBORN = 10.0  # seconds after which a process that does not die of SIGKILL is mentioned
 
@@ -100,7 +101,7 @@ class Running:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        began = time.monotonic()
+        began = swept = time.monotonic()
         while True:
             young = time.monotonic() - began < _YOUNG
             ready = {fd for fd, _ in poll.poll(1000 * (_SWEEP_YOUNG if young else _SWEEP))}
@@ -108,8 +109,11 @@ class Running:
                 return
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            self.tree.sweep()
-            self._reap()
+            full = young or time.monotonic() - swept >= _FULL_SWEEP
+            self.tree.sweep(full=full)
+            if full:
+                swept = time.monotonic()
+                self._reap()
             if self._killing.is_set():
                 self.tree.kill()
 
