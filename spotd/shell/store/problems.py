@@ -43,6 +43,10 @@ _ACTIONS = {  # what to allow for each operation, from S3's "Actions and permiss
 }
 
 
+class CredentialsExpired(StoreProblem):
+    """The server says so, whatever their date says: they have to be looked up again."""
+
+
 def answered(operation: str, code: str, message: str, resource: str) -> StoreProblem:
     """Returns the problem behind an S3 error answer.
 
@@ -77,9 +81,10 @@ def _known(  # noqa: PLR0911 - a table with sentences in it
             hint="set the clock: chronyc makestep, and enable chrony (169.254.169.123 on EC2)",
         )
     if code in _EXPIRED:
-        return StoreProblem(
+        return CredentialsExpired(
             "the AWS credentials have expired",
             hint="use an instance profile: it renews them; or put new ones in their place",
+            retriable=True,
         )
     if code in _UNKNOWN_KEY:
         return StoreProblem(

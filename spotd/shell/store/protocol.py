@@ -12,6 +12,7 @@ top (retries, lanes, records on the disk) is the same for both: `spotd.shell.sto
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from spotd.errors import SpotdError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from spotd.shell.store.checksum import Algorithm
 
@@ -101,6 +102,27 @@ class Flow:
         self._rate = bytes_per_second
         self._next = 0.0
         self._lock = threading.Lock()
+        self._interrupts: list[Callable[[], None]] = []
+
+    def stop(self) -> None:
+        """Ends the transfer now, also where it waits for a server that does not answer."""
+        self.cancel.set()
+        with self._lock:
+            waiting = list(self._interrupts)
+        for interrupt in waiting:
+            interrupt()
+
+    @contextlib.contextmanager
+    def watching(self, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Has `interrupt` called by `stop` while the block runs."""
+        with self._lock:
+            self._interrupts.append(interrupt)
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._interrupts.remove(interrupt)
 
     def check(self) -> None:
         """Raises Cancelled once somebody has said stop, or it cannot succeed any more."""

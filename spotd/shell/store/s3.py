@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spotd.shell.store.checksum import DEFAULT, Algorithm
-from spotd.shell.store.problems import answered, no_credentials, unreachable
+from spotd.shell.store.problems import CredentialsExpired, answered, no_credentials, unreachable
 from spotd.shell.store.protocol import (
     Blob,
     Damaged,
@@ -85,10 +85,13 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._connections = connections
         self._make_sender = sender
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._client: S3Client | None = None
         self._patient: S3Client | None = None
         self._sender: PartSender | None = None
+        self._session: Any = None
+        self._config: Any = None
+        self._region: str | None = None
 
     @property
     def location(self) -> str:
@@ -388,9 +391,9 @@ class S3Store:
             told = error.response.get("Error", {})
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
             code = str(told.get("Code") or status)
-            raise answered(
-                operation, code, str(told.get("Message", "")), self.resource(key)
-            ) from error
+            problem = answered(operation, code, str(told.get("Message", "")), self.resource(key))
+            self.noticed(problem)
+            raise problem from error
         except (
             exceptions.NoCredentialsError,
             exceptions.PartialCredentialsError,
@@ -409,29 +412,110 @@ class S3Store:
         """Where requests go, for people."""
         return self.options.endpoint_url or "S3"
 
-    def _make_client(self, read_timeout: float) -> S3Client:
+    def noticed(self, problem: StoreProblem) -> None:
+        """Has credentials looked up again when the server calls them expired."""
+        if isinstance(problem, CredentialsExpired):
+            with self._lock:
+                self._session = self._client = self._patient = None
+
+    def sign(
+        self, method: str, url: str, headers: dict[str, str], *, trailer: bool
+    ) -> dict[str, str]:
+        """Returns the headers with date and signature; the payload is not signed.
+
+        Args:
+            method: Of the request.
+            url: The whole of it, quoted.
+            headers: All that are to be signed, Host excepted.
+            trailer: The body ends with its checksum.
+        """
+        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - botocore only where S3 is
+        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
+
+        client = self.client
+        request = AWSRequest(method, url, headers=headers)
+        request.context["client_config"] = self._config
+        if trailer:
+            request.context["checksum"] = {"request_algorithm": {"in": "trailer"}}
+        signer = S3SigV4Auth(self._credentials(), "s3", client.meta.region_name)
+        signer.add_auth(request)
+        return dict(request.headers.items())
+
+    def _credentials(self) -> Any:
+        """Returns the credentials of this moment; those that expire are renewed before."""
+
+        def look() -> Any:
+            found = self._the_session().get_credentials()
+            if found is None:
+                raise no_credentials("none found")
+            return found.get_frozen_credentials()
+
+        return self.call("GetCredentials", "", look)
+
+    def object_url(self, key: str) -> str:
+        """Returns the url of an object, as botocore would call it; needs credentials."""
+        url = self.call(
+            "PresignUrl", key, lambda: self.client.generate_presigned_url(
+                "put_object", Params={"Bucket": self.bucket, "Key": key}
+            ),
+        )  # fmt: skip
+        return url.partition("?")[0]
+
+    def ca_bundle(self) -> str:
+        """Returns the file of the authorities that are trusted, as botocore sees it."""
+        from botocore.httpsession import get_cert_path  # noqa: PLC0415
+
+        return str(self._the_session().get_config_variable("ca_bundle") or get_cert_path(True))
+
+    def _the_session(self) -> Any:
         import botocore.session  # noqa: PLC0415 - tens of MiB, only where S3 is
+
+        if self._session is None:
+            self._session = botocore.session.get_session()
+        return self._session
+
+    def _make_client(self, read_timeout: float) -> S3Client:
         from botocore.config import Config  # noqa: PLC0415
 
-        config = Config(
+        self._config = config = Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=read_timeout,
             # Retries are ours: bounded by what somebody waits for, not by a count.
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=self._connections + 4,
             tcp_keepalive=True,
+            signature_version="s3v4",
             s3={"payload_signing_enabled": False},
         )
-        region = self.options.region
-        if region is None and self.options.endpoint_url:
+        session = self._the_session()
+
+        def create(region: str) -> S3Client:
+            client: S3Client = self.call(
+                "CreateClient", "", lambda: session.create_client(
+                    "s3", region_name=region, endpoint_url=self.options.endpoint_url, config=config
+                ),
+            )  # fmt: skip
+            return client
+
+        region = self.options.region or session.get_config_variable("region") or self._region
+        if region is None:
             region = "us-east-1"  # what servers that are not AWS expect
-        session = botocore.session.get_session()
-        return self.call(  # type: ignore[return-value]
-            "CreateClient", "", lambda: session.create_client(
-                "s3", region_name=region or session.get_config_variable("region") or "us-east-1",
-                endpoint_url=self.options.endpoint_url, config=config,
-            ),
-        )  # fmt: skip
+            if not self.options.endpoint_url:
+                region = self._region = self._find_region(create(region)) or region
+        return create(region)
+
+    def _find_region(self, client: S3Client) -> str | None:
+        """Asks where the bucket is; S3 says so even to those it refuses."""
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        def ask() -> str | None:
+            try:
+                headers = client.head_bucket(Bucket=self.bucket)["ResponseMetadata"]["HTTPHeaders"]
+            except ClientError as error:
+                headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+            return headers.get("x-amz-bucket-region")
+
+        return self.call("HeadBucket", "", ask)
 
 
 def _line(error: BaseException) -> str:

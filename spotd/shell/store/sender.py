@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from spotd.shell.store.directory import pwrite_all
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece
+from spotd.shell.store.thin import ThinSender, possible
 
 if TYPE_CHECKING:
     from spotd.shell.store.checksum import Algorithm
@@ -43,7 +44,7 @@ class PartSender(Protocol):
 
 def choose_sender(store: S3Store) -> PartSender:
     """Returns the fastest sender that works with this store."""
-    return BotocoreSender(store)
+    return ThinSender(store) if possible(store) else BotocoreSender(store)
 
 
 class BotocoreSender:
