@@ -54,8 +54,10 @@ def render(s: dict[str, Any]) -> str:
     rows.append(
         (
             "so far",
-            f"{n['interruptions']} interruptions, {n['not_carried_out']} not carried out, "
-            f"{n['restarts']} restarts, {n['crashes']} crashes, {s['lost_steps']} steps lost",
+            (
+                f"{n['interruptions']} interruptions, {n['not_carried_out']} not carried out, "
+                f"{n['restarts']} restarts, {n['crashes']} crashes, {s['lost_steps']} steps lost"
+            ),
         )
     )
     text = "\n".join(f"{name:>10}  {value}" for name, value in rows)

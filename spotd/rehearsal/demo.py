@@ -145,6 +145,7 @@ class Demo:
                 alone.kill()
                 alone.wait()
                 self.stage.power_cut()
+                s3.kill()  # its own way to end takes ten seconds
         same = self._verdict()
         self._picture()
         return same

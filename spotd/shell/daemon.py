@@ -39,6 +39,7 @@ from spotd.shell.trainer_socket import TrainerSocket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from spotd.core.events import Event
     from spotd.config import Settings
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
