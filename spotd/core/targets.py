@@ -23,8 +23,14 @@ DATALOADER_WORKER = "pt_data_worker"  # torch.utils.data names its workers since
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "busybox"})
-_LAUNCHERS = frozenset({"torchrun", "accelerate", "accelerate-launch", "deepspeed", "mpirun",
-                        "mpiexec", "horovodrun"})  # fmt: skip
+# None of these has anything to save: what they catch they pass on, or die of.
+_LAUNCHERS = frozenset({
+    "torchrun", "accelerate", "accelerate-launch", "deepspeed", "composer", "horovodrun",
+    "mpirun", "mpiexec", "orterun", "srun",
+    "uv", "uvx", "poetry", "pdm", "hatch", "pipenv", "pixi", "conda", "mamba", "micromamba",
+    "sudo", "doas", "su", "runuser", "setpriv", "timeout", "nice", "env", "numactl", "taskset",
+    "tini", "dumb-init", "catatonit", "docker-init", "nsys", "ncu", "py-spy", "strace",
+})  # fmt: skip
 _LAUNCHER_MODULES = ("torch.distributed.run", "torch.distributed.launch",
                      "accelerate.commands.launch", "accelerate.commands.accelerate_cli",
                      "deepspeed.launcher")  # fmt: skip

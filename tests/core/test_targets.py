@@ -74,6 +74,14 @@ def test_accelerate_launch_is_passed_over_even_for_sigint():
         assert auto(tree, TERM) == (11,)
 
 
+def test_a_program_that_only_passes_signals_on_is_passed_over():
+    for launcher in ("uv run torchrun t.py", "/usr/bin/timeout 3h python t.py", "sudo -u a sh"):
+        agent = process(11, 10, "python /venv/bin/torchrun t.py", caught=[TERM])
+        tree = [process(10, 1, launcher, caught=[TERM, INT]), agent]
+        assert auto(tree) == ()
+        assert auto([*tree, process(12, 11, caught=[TERM], rank="0")]) == (12,)
+
+
 def ranks_below(agent, *, caught=(TERM,)):
     return [
         process(10, 1, agent, caught=[TERM, INT]),

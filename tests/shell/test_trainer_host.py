@@ -478,3 +478,23 @@ def test_the_interpreter_of_the_tests_is_not_the_trainers_business(hosted):
     hosted.use(sys.executable, "-c", "import sys; print(sys.flags.isolated, sys.flags.no_site)")
     hosted.start()
     assert hosted.exited().last_lines == ("0 0",)
+
+
+def test_a_death_for_want_of_memory_is_told_by_the_kernels_evidence(hosted):
+    needs_root()
+    group = Path("/sys/fs/cgroup/memory/spotd-test-oom")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no memory control group can be made here")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(48 << 20))
+        hosted.use("sh", "-c", f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c "
+                               "'x = bytearray(300 << 20); print(len(x))'")  # fmt: skip
+        pid = hosted.start()
+        exited = hosted.exited()
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), what="the group to empty")
+        group.rmdir()
+    assert exited.signal == signal.SIGKILL
+    assert exited.reason == f"out of memory: the kernel killed {exited.reason.split()[6]} ({pid})"
