@@ -4,8 +4,8 @@ signal -> (trainer saves and ends) -> look at the disk -> upload the newest -> d
 
 The stop signal goes out first, once, and everything else waits for it. The trainer is
 killed, and uploads stop, when the margin before the deadline begins and not sooner;
-only a stop by the user does not wait for a trainer that catches no signal longer than
-it takes to store what it saved. Nothing here ever stops the machine: an operating-system
+only a stop by the user does not wait that long for a trainer that catches no signal,
+when all it saved is stored and its next save would come too late. Nothing here ever stops the machine: an operating-system
 shutdown would make EC2 disable the persistent request, and nobody would start it again.
 
 Past the deadline plus `interruption.not_carried_out_after` and still running, the notice
@@ -266,7 +266,8 @@ def advance(t: Turn) -> None:
         if trainer.stop is None:
             training.stop(t, kill_in=None if i.kill_at is None else i.kill_at - now)
         if trainer.stop == "uncaught" and training.is_settled(t):
-            if i.exit_after:
+            last_chance = i.kill_at if i.kill_at is not None else i.deadline
+            if i.exit_after and i.source == "stop" and not training.saves_before(t, last_chance):
                 training.kill(t, "it does not catch the stop signal, and what it saved is stored")
             elif i.source == "drill":
                 _end_uncaught_drill(t)

@@ -93,6 +93,14 @@ def register(t: Turn, c: LocalCheckpoint) -> Known | None:
 def _note_progress(t: Turn, k: Known) -> None:
     """A new checkpoint is progress: the failures before it are forgotten."""
     t.set(failures=0, crashes_from=None, blamed=())
+    trainer = t.state.trainer
+    last = t.state.saved_at
+    if trainer is not None:
+        since = last if last is not None and last >= trainer.started_mono else None
+        t.set(
+            saved_at=t.now.mono,
+            save_every=None if since is None else t.now.mono - since,
+        )
     if k.step is not None:
         t.set(best_step=max(k.step, t.state.best_step or 0))
     t.set_trainer(progressed=True, last_progress=t.now.mono)

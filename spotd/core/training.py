@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RECHECK_UNCAUGHT = 1.0  # seconds: a trainer that still imports torch catches nothing yet
 HUNG_GRACE = 60.0  # seconds a trainer without progress has to save after the stop signal
 REMEMBER_STEP = 30.0  # seconds between records of the step reached
+SAVE_SLACK = 0.8  # of the time between saves; steps do not always take as long
 MEASURES = 4  # looks at the trainer's activity in one progress_timeout
 
 
@@ -329,5 +330,16 @@ def on_checkpoint_requested(t: Turn, event: on.CheckpointRequested) -> None:
 
 
 def is_settled(t: Turn) -> bool:
-    """Whether nothing is left to store: for a stop that need not wait for the deadline."""
+    """Whether nothing is being saved and nothing is left to store."""
     return not t.state.writing and storing.next_upload(t.state) is None
+
+
+def saves_before(t: Turn, end: float) -> bool:
+    """Whether the trainer's own next save may come before `end` (`Now.mono`).
+
+    Told from the time between its last two saves; before there are two, it may.
+    """
+    state = t.state
+    if state.saved_at is None or state.save_every is None:
+        return True
+    return state.saved_at + SAVE_SLACK * state.save_every < end
