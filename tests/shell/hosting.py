@@ -99,6 +99,8 @@ class Hosted:
 
     def marked(self) -> list[int]:
         """Living processes that carry this run's marker, found by looking at every one."""
+        if not self.host._store.directory.exists():
+            return []
         prefix = f"SPOTD_TRAINER_TOKEN={self.host._store.marker_prefix}".encode()
         return [
             pid

@@ -36,6 +36,8 @@ def find_remains(store: RecordStore) -> Remains | None:
 
 
 def _without_record(store: RecordStore) -> Remains | None:
+    if not store.directory.is_dir():
+        return None
     found: dict[int, proc.Stat] = {}
     marker = ""
     for pid in proc.pids():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal as signals
 import threading
 from collections.abc import Callable
@@ -223,7 +222,7 @@ class TrainerHost:
         if account.switch and self._socket is not None:
             with contextlib.suppress(FileNotFoundError):  # the user may have come after the socket
                 os.chown(self._socket, account.uid, -1)
-        marker = self._store.marker_prefix + secrets.token_hex(16)
+        marker = self._store.marker_prefix + os.urandom(16).hex()
         order = self._order(action, account, marker)
         lock = self._take_lock()
         output: Output | None = None
@@ -334,7 +333,7 @@ class TrainerHost:
             return
         try:
             account = find_account(self.settings.user)
-            marker = f"preflight.{secrets.token_hex(16)}"
+            marker = f"preflight.{os.urandom(16).hex()}"
             told = {"SPOTD_RUN": self._run, "SPOTD_CHECKPOINT_DIR": str(self._checkpoints)}
             order = self._order_for(command, account, marker, told)
             reason = preflight(order, self.settings.preflight_timeout)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal as signals
 import subprocess
-import tempfile
 import time
 
 from spotd.shell.trainer import proc
@@ -24,6 +23,8 @@ def preflight(order: Order, timeout: float) -> str:
         StartRefused: It could not be executed.
         OSError: Nor could anything else.
     """
+    import tempfile  # noqa: PLC0415 - half a megabyte that most daemons never need
+
     seconds = min(timeout, LONGEST)
     with tempfile.NamedTemporaryFile() as output:  # a pipe could fill up, or be held open
         prepared = Prepared(order, output.fileno())

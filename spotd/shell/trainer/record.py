@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -76,8 +75,9 @@ class RecordStore:
 
     @property
     def marker_prefix(self) -> str:
-        """What the markers of all trainers of this run, in this state directory, begin with."""
-        return hashlib.sha256(os.fsencode(self.directory.resolve())).hexdigest()[:16] + "."
+        """What the markers of all trainers of this directory begin with. Raises OSError."""
+        found = self.directory.stat()
+        return f"{found.st_dev:x}-{found.st_ino:x}."
 
     def write(self, record: Record) -> None:
         """Writes it durably. Raises OSError when neither place takes it."""
