@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from spotd.shell.store.aws import S3Options
 from spotd.shell.store.directory import DirectoryStore
 from spotd.shell.store.protocol import (
     Cancelled,
@@ -20,7 +21,7 @@ from spotd.shell.store.protocol import (
     PreconditionFailed,
     StoreProblem,
 )
-from spotd.shell.store.s3 import S3Options, S3Store
+from spotd.shell.store.s3 import S3Store
 from spotd.shell.store.sender import BotocoreSender
 
 MIB = 1024 * 1024
@@ -331,8 +332,10 @@ class TestOnlyS3:
     def test_pages_are_followed(self, store, monkeypatch):
         for number in range(7):
             store.put(f"p/{number}", b"x")
-        original = store.client.list_objects_v2
-        monkeypatch.setattr(store.client, "list_objects_v2", lambda **kw: original(**kw, MaxKeys=3))
+        original = store.aws.client.list_objects_v2
+        monkeypatch.setattr(
+            store.aws.client, "list_objects_v2", lambda **kw: original(**kw, MaxKeys=3)
+        )
         assert keys(store, "p/") == [f"p/{number}" for number in range(7)]
 
 

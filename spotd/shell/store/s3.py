@@ -13,12 +13,13 @@ Conditional are only the small JSON objects.
 
 from __future__ import annotations
 
+import functools
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spotd.shell.store.aws import Aws, S3Options
 from spotd.shell.store.checksum import DEFAULT, Algorithm
-from spotd.shell.store.problems import CredentialsExpired, answered, no_credentials, unreachable
+from spotd.shell.store.problems import answered
 from spotd.shell.store.protocol import (
     Blob,
     Damaged,
@@ -27,37 +28,17 @@ from spotd.shell.store.protocol import (
     NotFound,
     Part,
     Piece,
-    StoreProblem,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mypy_boto3_s3 import S3Client
-
     from spotd.shell.store.sender import PartSender
 
-# A healthy S3 answers a connect in milliseconds and never pauses for seconds; what does is
-# dead, and another connection, most likely to another host, is the cure. docs/transfer.md
-# has the measurements.
-CONNECT_TIMEOUT = 3.0  # seconds
-PROGRESS_TIMEOUT = 10.0  # seconds in which not one byte moves, or no answer comes
-COMPLETE_TIMEOUT = 60.0  # seconds: S3 puts thousands of parts together before it answers
 _COPY_LIMIT = 5 * 10**9  # CopyObject ends at 5 GB
 _DELETE_PAGE = 1000
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class S3Options:
-    """What store.* says beyond the url."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    storage_class: str | None = None
-    server_side_encryption: str | None = None
-    kms_key_id: str | None = None
 
 
 class S3Store:
@@ -83,15 +64,13 @@ class S3Store:
         self.bucket = bucket
         self.options = options
         self._prefix = f"{prefix}/" if prefix else ""
-        self._connections = connections
         self._make_sender = sender
-        self._lock = threading.RLock()
-        self._client: S3Client | None = None
-        self._patient: S3Client | None = None
+        self.aws = Aws(bucket, options, connections)
+        self._lock = threading.Lock()
         self._sender: PartSender | None = None
-        self._session: Any = None
-        self._config: Any = None
-        self._region: str | None = None
+
+    def _call(self, operation: str, key: str, function: Callable[[], _T]) -> _T:
+        return self.aws.call(operation, self.resource(key), function)
 
     @property
     def location(self) -> str:
@@ -113,14 +92,6 @@ class S3Store:
         return f"s3://{self.bucket}/{self._prefix}{key}"
 
     @property
-    def client(self) -> S3Client:
-        """The botocore client, made at its first use: that takes a third of a second."""
-        with self._lock:
-            if self._client is None:
-                self._client = self._make_client(PROGRESS_TIMEOUT)
-            return self._client
-
-    @property
     def sender(self) -> PartSender:
         """What moves the bytes."""
         if self._sender is None:
@@ -134,7 +105,7 @@ class S3Store:
 
     def warm(self) -> None:
         """See `ObjectStore.warm`."""
-        _ = self.client, self.sender  # each is made at its first use
+        _ = self.aws.client, self.sender  # each is made at its first use
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:
         """See `ObjectStore.put`."""
@@ -143,8 +114,8 @@ class S3Store:
             extra["IfNoneMatch"] = "*"
         if if_match:
             extra["IfMatch"] = if_match
-        answer = self.call(
-            "PutObject", key, lambda: self.client.put_object(
+        answer = self._call(
+            "PutObject", key, lambda: self.aws.client.put_object(
                 Bucket=self.bucket, Key=self.key(key), Body=data,
                 ContentType="application/json", **self._encryption(), **extra,
             ),
@@ -155,21 +126,21 @@ class S3Store:
         """See `ObjectStore.get`."""
 
         def read() -> Blob:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.key(key))
+            answer = self.aws.client.get_object(Bucket=self.bucket, Key=self.key(key))
             with answer["Body"] as body:
                 data = body.read(limit + 1)
             if len(data) > limit:
                 raise Damaged(f"{self.resource(key)} has more than {limit} bytes")
             return Blob(data, answer["ETag"])
 
-        return self.call("GetObject", key, read)
+        return self._call("GetObject", key, read)
 
     def list(self, prefix: str, *, delimiter: bool = False) -> Iterator[Entry]:
         """See `ObjectStore.list`."""
         token: dict[str, Any] = {"Delimiter": "/"} if delimiter else {}
         while True:
-            page = self.call(
-                "ListObjectsV2", prefix, lambda: self.client.list_objects_v2(
+            page = self._call(
+                "ListObjectsV2", prefix, lambda: self.aws.client.list_objects_v2(
                     Bucket=self.bucket, Prefix=self.key(prefix), **token
                 ),
             )  # fmt: skip
@@ -185,8 +156,8 @@ class S3Store:
         """See `ObjectStore.delete`."""
         for start in range(0, len(keys), _DELETE_PAGE):
             page = keys[start : start + _DELETE_PAGE]
-            answer = self.call(
-                "DeleteObjects", page[0], lambda page=page: self.client.delete_objects(  # type: ignore[misc]
+            answer = self._call(
+                "DeleteObjects", page[0], lambda page=page: self.aws.client.delete_objects(  # type: ignore[misc]
                     Bucket=self.bucket,
                     Delete={"Objects": [{"Key": self.key(key)} for key in page], "Quiet": True},
                 ),
@@ -203,8 +174,8 @@ class S3Store:
 
     def begin(self, key: str) -> str:
         """See `ObjectStore.begin`."""
-        answer = self.call(
-            "CreateMultipartUpload", key, lambda: self.client.create_multipart_upload(
+        answer = self._call(
+            "CreateMultipartUpload", key, lambda: self.aws.client.create_multipart_upload(
                 Bucket=self.bucket, Key=self.key(key), **self.object_options(),
                 ChecksumAlgorithm=self.algorithm.name.upper(),  # type: ignore[arg-type]
                 ChecksumType="FULL_OBJECT",
@@ -218,8 +189,8 @@ class S3Store:
         marker: dict[str, Any] = {}
         field: Any = f"Checksum{self.algorithm.name.upper()}"
         while True:
-            page = self.call(
-                "ListParts", key, lambda: self.client.list_parts(
+            page = self._call(
+                "ListParts", key, lambda: self.aws.client.list_parts(
                     Bucket=self.bucket, Key=self.key(key), UploadId=upload, **marker
                 ),
             )  # fmt: skip
@@ -251,8 +222,8 @@ class S3Store:
             listed.append({"PartNumber": number, "ETag": part.etag, **own})
         extra: Any = {checksum: value, "ChecksumType": "FULL_OBJECT", "MpuObjectSize": size}
         try:
-            answer = self.call(
-                "CompleteMultipartUpload", key, lambda: self.patient.complete_multipart_upload(
+            answer = self._call(
+                "CompleteMultipartUpload", key, lambda: self.aws.patient.complete_multipart_upload(
                     Bucket=self.bucket, Key=self.key(key), UploadId=upload,
                     MultipartUpload={"Parts": listed}, **extra,
                 ),
@@ -278,8 +249,8 @@ class S3Store:
     def head(self, key: str) -> dict[str, Any] | None:
         """Returns what HeadObject says of an object, checksums included; None if missing."""
         try:
-            answer = self.call(
-                "HeadObject", key, lambda: self.client.head_object(
+            answer = self._call(
+                "HeadObject", key, lambda: self.aws.client.head_object(
                     Bucket=self.bucket, Key=self.key(key), ChecksumMode="ENABLED"
                 ),
             )  # fmt: skip
@@ -290,8 +261,8 @@ class S3Store:
     def abort(self, key: str, upload: str) -> None:
         """See `ObjectStore.abort`."""
         try:
-            self.call(
-                "AbortMultipartUpload", key, lambda: self.client.abort_multipart_upload(
+            self._call(
+                "AbortMultipartUpload", key, lambda: self.aws.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=self.key(key), UploadId=upload
                 ),
             )  # fmt: skip
@@ -303,8 +274,8 @@ class S3Store:
         if part.size > _COPY_LIMIT:
             return self._copy_parts(source, key, part)
         checksum: Any = f"Checksum{self.algorithm.name.upper()}"
-        answer = self.call(
-            "CopyObject", key, lambda: self.patient.copy_object(
+        answer = self._call(
+            "CopyObject", key, lambda: self.aws.patient.copy_object(
                 Bucket=self.bucket, Key=self.key(key),
                 CopySource={"Bucket": self.bucket, "Key": self.key(source)},
                 CopySourceIfMatch=part.etag, **self.object_options(),
@@ -322,14 +293,17 @@ class S3Store:
         try:
             for number, offset in enumerate(range(0, part.size, size), start=1):
                 last = min(offset + size, part.size) - 1
-                answer = self.call(
-                    "UploadPartCopy", key,
-                    lambda number=number, offset=offset, last=last: self.patient.upload_part_copy(  # type: ignore[misc]
-                        Bucket=self.bucket, Key=self.key(key), UploadId=upload, PartNumber=number,
-                        CopySource={"Bucket": self.bucket, "Key": self.key(source)},
-                        CopySourceIfMatch=part.etag, CopySourceRange=f"bytes={offset}-{last}",
-                    ),
-                )  # fmt: skip
+                request: Any = {
+                    "Bucket": self.bucket,
+                    "Key": self.key(key),
+                    "UploadId": upload,
+                    "PartNumber": number,
+                    "CopySource": {"Bucket": self.bucket, "Key": self.key(source)},
+                    "CopySourceIfMatch": part.etag,
+                    "CopySourceRange": f"bytes={offset}-{last}",
+                }
+                copy = functools.partial(self.aws.patient.upload_part_copy, **request)
+                answer = self._call("UploadPartCopy", key, copy)
                 parts[number] = Part(answer["CopyPartResult"]["ETag"], last + 1 - offset, None)
             return self.complete(key, upload, parts, part.crc or 0)
         except BaseException:
@@ -353,9 +327,7 @@ class S3Store:
         """See `ObjectStore.close`."""
         if self._sender is not None:
             self._sender.close()
-        for client in (self._client, self._patient):
-            if client is not None:
-                client.close()
+        self.aws.close()
 
     def object_options(self) -> dict[str, Any]:
         """Returns what every object of a checkpoint is written with, by its API name."""
@@ -371,152 +343,3 @@ class S3Store:
         if self.options.kms_key_id:
             extra["SSEKMSKeyId"] = self.options.kms_key_id
         return extra
-
-    @property
-    def patient(self) -> S3Client:
-        """A client that waits longer: for calls that make S3 work before it answers."""
-        with self._lock:
-            if self._patient is None:
-                self._patient = self._make_client(COMPLETE_TIMEOUT)
-            return self._patient
-
-    def call(self, operation: str, key: str, function: Callable[[], _T]) -> _T:
-        """Runs a botocore call; whatever goes wrong becomes a StoreProblem."""
-        from botocore import exceptions  # noqa: PLC0415 - botocore only where S3 is
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415
-
-        try:
-            return function()
-        except exceptions.ClientError as error:
-            told = error.response.get("Error", {})
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
-            code = str(told.get("Code") or status)
-            problem = answered(operation, code, str(told.get("Message", "")), self.resource(key))
-            self.noticed(problem)
-            raise problem from error
-        except (
-            exceptions.NoCredentialsError,
-            exceptions.PartialCredentialsError,
-            exceptions.CredentialRetrievalError,
-            exceptions.ProfileNotFound,
-            exceptions.TokenRetrievalError,
-        ) as error:
-            raise no_credentials(_line(error)) from error
-        except (exceptions.ParamValidationError, ValueError) as error:
-            raise StoreProblem(f"{operation} cannot be asked for: {_line(error)}") from error
-        except (exceptions.BotoCoreError, HTTPError, OSError) as error:
-            raise unreachable(self.endpoint, _line(error)) from error
-
-    @property
-    def endpoint(self) -> str:
-        """Where requests go, for people."""
-        return self.options.endpoint_url or "S3"
-
-    def noticed(self, problem: StoreProblem) -> None:
-        """Has credentials looked up again when the server calls them expired."""
-        if isinstance(problem, CredentialsExpired):
-            with self._lock:
-                self._session = self._client = self._patient = None
-
-    def sign(
-        self, method: str, url: str, headers: dict[str, str], *, trailer: bool
-    ) -> dict[str, str]:
-        """Returns the headers with date and signature; the payload is not signed.
-
-        Args:
-            method: Of the request.
-            url: The whole of it, quoted.
-            headers: All that are to be signed, Host excepted.
-            trailer: The body ends with its checksum.
-        """
-        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - botocore only where S3 is
-        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
-
-        client = self.client
-        request = AWSRequest(method, url, headers=headers)
-        request.context["client_config"] = self._config
-        if trailer:
-            request.context["checksum"] = {"request_algorithm": {"in": "trailer"}}
-        signer = S3SigV4Auth(self._credentials(), "s3", client.meta.region_name)
-        signer.add_auth(request)
-        return dict(request.headers.items())
-
-    def _credentials(self) -> Any:
-        """Returns the credentials of this moment; those that expire are renewed before."""
-
-        def look() -> Any:
-            found = self._the_session().get_credentials()
-            if found is None:
-                raise no_credentials("none found")
-            return found.get_frozen_credentials()
-
-        return self.call("GetCredentials", "", look)
-
-    def object_url(self, key: str) -> str:
-        """Returns the url of an object, as botocore would call it; needs credentials."""
-        url = self.call(
-            "PresignUrl", key, lambda: self.client.generate_presigned_url(
-                "put_object", Params={"Bucket": self.bucket, "Key": key}
-            ),
-        )  # fmt: skip
-        return url.partition("?")[0]
-
-    def ca_bundle(self) -> str:
-        """Returns the file of the authorities that are trusted, as botocore sees it."""
-        from botocore.httpsession import get_cert_path  # noqa: PLC0415
-
-        return str(self._the_session().get_config_variable("ca_bundle") or get_cert_path(True))
-
-    def _the_session(self) -> Any:
-        import botocore.session  # noqa: PLC0415 - tens of MiB, only where S3 is
-
-        if self._session is None:
-            self._session = botocore.session.get_session()
-        return self._session
-
-    def _make_client(self, read_timeout: float) -> S3Client:
-        from botocore.config import Config  # noqa: PLC0415
-
-        self._config = config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=read_timeout,
-            # Retries are ours: bounded by what somebody waits for, not by a count.
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            max_pool_connections=self._connections + 4,
-            tcp_keepalive=True,
-            signature_version="s3v4",
-            s3={"payload_signing_enabled": False},
-        )
-        session = self._the_session()
-
-        def create(region: str) -> S3Client:
-            client: S3Client = self.call(
-                "CreateClient", "", lambda: session.create_client(
-                    "s3", region_name=region, endpoint_url=self.options.endpoint_url, config=config
-                ),
-            )  # fmt: skip
-            return client
-
-        region = self.options.region or session.get_config_variable("region") or self._region
-        if region is None:
-            region = "us-east-1"  # what servers that are not AWS expect
-            if not self.options.endpoint_url:
-                region = self._region = self._find_region(create(region)) or region
-        return create(region)
-
-    def _find_region(self, client: S3Client) -> str | None:
-        """Asks where the bucket is; S3 says so even to those it refuses."""
-        from botocore.exceptions import ClientError  # noqa: PLC0415
-
-        def ask() -> str | None:
-            try:
-                headers = client.head_bucket(Bucket=self.bucket)["ResponseMetadata"]["HTTPHeaders"]
-            except ClientError as error:
-                headers = error.response["ResponseMetadata"]["HTTPHeaders"]
-            return headers.get("x-amz-bucket-region")
-
-        return self.call("HeadBucket", "", ask)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -57,8 +57,8 @@ class BotocoreSender:
         """See `PartSender.send_whole`."""
         store = self._store
         body: Any = PieceReader(piece, flow, store.algorithm)
-        answer = store.call(
-            "PutObject", key, lambda: store.client.put_object(
+        answer = store.aws.call(
+            "PutObject", store.resource(key), lambda: store.aws.client.put_object(
                 Bucket=store.bucket, Key=store.key(key), Body=body, ContentLength=piece.length,
                 ChecksumAlgorithm=store.algorithm.name.upper(),  # type: ignore[arg-type]
                 **options,
@@ -70,8 +70,8 @@ class BotocoreSender:
         """See `PartSender.send_part`."""
         store = self._store
         body: Any = PieceReader(piece, flow, store.algorithm)
-        answer = store.call(
-            "UploadPart", key, lambda: store.client.upload_part(
+        answer = store.aws.call(
+            "UploadPart", store.resource(key), lambda: store.aws.client.upload_part(
                 Bucket=store.bucket, Key=store.key(key), UploadId=upload, PartNumber=number,
                 Body=body, ContentLength=piece.length,
                 ChecksumAlgorithm=store.algorithm.name.upper(),  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ class BotocoreSender:
 
         def read() -> int:
             crc, offset = 0, piece.offset
-            answer = self._store.client.get_object(
+            answer = self._store.aws.client.get_object(
                 Bucket=self._store.bucket,
                 Key=self._store.key(key),
                 Range=f"bytes={piece.offset}-{piece.offset + piece.length - 1}",
@@ -110,7 +110,7 @@ class BotocoreSender:
 
         if piece.length == 0:
             return 0
-        return self._store.call("GetObject", key, read)
+        return self._store.aws.call("GetObject", store.resource(key), read)
 
     def close(self) -> None:
         """The connections are the store's."""

@@ -90,7 +90,8 @@ def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> O
         base = Path(unquote(parts.path))
         return DirectoryStore(base / run, base)
     if parts.scheme == "s3" and parts.netloc:
-        from spotd.shell.store.s3 import S3Options, S3Store  # noqa: PLC0415 - not for file://
+        from spotd.shell.store.aws import S3Options  # noqa: PLC0415
+        from spotd.shell.store.s3 import S3Store  # noqa: PLC0415 - not for file://
 
         prefix = "/".join(each for each in [*parts.path.split("/"), run] if each)
         options = S3Options(

@@ -18,11 +18,11 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT
 from spotd.shell.store.directory import pwrite_all
 from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head, read_some
 from spotd.shell.store.problems import answered
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece, StoreProblem
-from spotd.shell.store.s3 import CONNECT_TIMEOUT, PROGRESS_TIMEOUT
 
 if TYPE_CHECKING:
     import http.client
@@ -43,7 +43,7 @@ _OK, _PARTIAL, _RANGE = 200, 206, 416
 
 def possible(store: S3Store) -> bool:
     """Whether this sender can reach the store: it does not go through proxies."""
-    parts = urlsplit(store.object_url("x"))
+    parts = urlsplit(store.aws.object_url("x"))
     proxies = urllib.request.getproxies()
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         return False
@@ -57,12 +57,12 @@ class ThinSender:
         self._store = store
         self._algorithm = store.algorithm
         self._trailer = f"x-amz-checksum-{store.algorithm.name}"
-        parts = urlsplit(store.object_url("x"))
+        parts = urlsplit(store.aws.object_url("x"))
         self._scheme, self._host = parts.scheme, parts.netloc
         self._base = parts.path[: -len("x")]
         context = None
         if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=store.ca_bundle())
+            context = ssl.create_default_context(cafile=store.aws.ca_bundle())
         port = parts.port or (443 if context else 80)
         timeouts = Timeouts(CONNECT_TIMEOUT, PROGRESS_TIMEOUT)
         self._pool = Pool(str(parts.hostname), port, context, timeouts)
@@ -78,7 +78,7 @@ class ThinSender:
         query = f"partNumber={number}&uploadId={quote(upload, safe='')}"
         return self._put("UploadPart", key, query, piece, flow, {})
 
-    def _put(
+    def _put(  # noqa: PLR0917
         self, operation: str, key: str, query: str, piece: Piece, flow: Flow, extra: dict[str, str]
     ) -> Part:  # fmt: skip
         flow.check()
@@ -183,7 +183,7 @@ class ThinSender:
         path = self._base + quote(self._store.key(key), safe="/-_.~")
         target = f"{path}?{query}" if query else path
         url = f"{self._scheme}://{self._host}{target}"
-        signed = self._store.sign(method, url, headers, trailer=method == "PUT")
+        signed = self._store.aws.sign(method, url, headers, trailer=method == "PUT")
         return head(method, target, {"Host": self._host, **signed})[:-2]
 
     def _problem(
@@ -194,7 +194,7 @@ class ThinSender:
         if response.status == _RANGE:
             return Damaged(f"{self._store.resource(key)} has not the size it should have")
         problem = answered(operation, code, _element(text, "Message"), self._store.resource(key))
-        self._store.noticed(problem)
+        self._store.aws.noticed(problem)
         return problem
 
 

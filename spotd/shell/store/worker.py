@@ -68,8 +68,8 @@ class Worker:
         self._keeper = LeaseKeeper(store, config["run"], config["instance_id"], config["node"])
         self._lease: Lease | None = Lease(**config["lease"]) if config["lease"] else None
         self._lease_lock = threading.Lock()
-        self._upload_cancel = threading.Event()
-        self._fetch_cancel = threading.Event()
+        self._upload_flow = Flow()
+        self._fetch_flow = Flow()
         self._queues: dict[str, queue.SimpleQueue[Command]] = {}
         self._doings: dict[str, tuple[str, Callable[[Command], list[events.Event]]]] = {
             "warm": ("upload", self._warm),
@@ -87,13 +87,14 @@ class Worker:
     def take(self, command: Command) -> None:
         """Gives a command to its thread; returns at once."""
         if command["do"] in {"stop", "upload"}:
-            self._upload_cancel.set()  # an upload that is under way makes room
+            self._upload_flow.stop()  # an upload that is under way makes room
         if command["do"] == "upload":
-            command["cancel"] = self._upload_cancel = threading.Event()
-        if command["do"] == "stop_fetch":
-            self._fetch_cancel.set()
+            limit = None if command["urgent"] else self._settings.bandwidth_limit
+            command["flow"] = self._upload_flow = Flow(bytes_per_second=limit)
+        if command["do"] in {"stop_fetch", "fetch"}:
+            self._fetch_flow.stop()
         if command["do"] == "fetch":
-            command["cancel"] = self._fetch_cancel = threading.Event()
+            command["flow"] = self._fetch_flow = Flow()
         lane = self._doings[command["do"]][0]
         if lane not in self._queues:
             self._queues[lane] = queue.SimpleQueue()
@@ -191,8 +192,7 @@ class Worker:
 
     def _upload(self, command: Command) -> list[events.Event]:
         checkpoint, urgent = command["id"], command["urgent"]
-        limit = None if urgent else self._settings.bandwidth_limit
-        flow = Flow(command["cancel"], limit)
+        flow: Flow = command["flow"]
         flow.check()
         order = UploadOrder(
             id=checkpoint,
@@ -224,7 +224,7 @@ class Worker:
 
     def _fetch(self, command: Command) -> list[events.Event]:
         checkpoint = command["id"]
-        flow = Flow(command["cancel"])
+        flow: Flow = command["flow"]
         lanes = Lanes(self._lanes_wanted)
         told = _Pace(
             lambda got, size: self._say(
