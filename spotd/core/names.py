@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 # Shapes of temporary names, lower case: safetensors `.tmpXXXX`, timm `tmp.pth.tar`, orbax,
 # DCP `.metadata.tmp`, older transformers `tmp-checkpoint-500`, and what people write.
@@ -12,6 +12,8 @@ _TEMPORARY = (
     "*.tmp.*", "*.tmp-*", "*.tmp_*", "tmp-*", "tmp_*", "*.part", "*.partial", "*.incomplete",
     "*.lock", "*~", "*.swp",
 )  # fmt: skip
+
+_TEMPORARY_NAME = re.compile("|".join(translate(shape) for shape in _TEMPORARY))
 
 _EXTENSIONS = (
     ".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl", ".pickle", ".npz", ".npy",
@@ -30,8 +32,7 @@ _PART = re.compile(
 
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is still being made by the rules of some writer."""
-    lower = name.lower()
-    return any(fnmatchcase(lower, pattern) for pattern in _TEMPORARY)
+    return _TEMPORARY_NAME.match(name.lower()) is not None
 
 
 def has_checkpoint_extension(name: str) -> bool:

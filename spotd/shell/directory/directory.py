@@ -339,7 +339,10 @@ class CheckpointDirectory:
             self._post(self._trouble or DirectoryTrouble(f"{self._path} does not exist"))
             return
         self._scanned_once = True
-        self._inspecting.inspect(self._root, action)
+        try:
+            self._inspecting.inspect(self._root, action)
+        except OSError as error:
+            self._post(DirectoryTrouble(f"{self._path}: {error.strerror or error}"))
 
     def _arrived(self, name: str) -> None:
         self._candidates.muted.discard(name)

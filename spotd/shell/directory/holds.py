@@ -315,7 +315,7 @@ class Holds:
             OSError: Something cannot be deleted.
         """
         with (
-            contextlib.suppress(FileNotFoundError),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
             opened_private(root, HOLD, _MODE, create=False) as hold,
         ):
             for name in os.listdir(hold):  # noqa: PTH208 - a descriptor
@@ -331,7 +331,7 @@ class Holds:
         The note of a slot left by a killed daemon may be missing: None.
         """
         with (
-            contextlib.suppress(FileNotFoundError),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
             opened_private(root, HOLD, _MODE, create=False) as hold,
         ):
             for name in sorted(os.listdir(hold)):  # noqa: PTH208 - a descriptor
