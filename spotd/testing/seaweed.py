@@ -18,11 +18,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any
 
 from spotd.errors import SpotdError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # for the type checker only
 
 _START_TIMEOUT = 60.0  # seconds; under one unloaded, more on a busy machine
 _STOP_TIMEOUT = 10.0

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
-
 from spotd.core.manifest import ManifestDirectory, ManifestError, check_name, check_path
 from spotd.errors import SpotdError
 from spotd.shell.directory.fingerprint import fingerprint_of
@@ -23,6 +21,8 @@ from spotd.shell.directory.tree import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from typing_extensions import Self  # for the type checker only
 
 
 @dataclass(frozen=True, slots=True)
