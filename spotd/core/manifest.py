@@ -177,7 +177,7 @@ def parse_manifest(data: bytes, *, run: str, checkpoint: str) -> Manifest:
         raise ManifestError("sequence or name in the manifest do not match its id")
     check_name(name)
     kind = document.get("kind")
-    if kind not in {"file", "directory"}:
+    if not isinstance(kind, str) or kind not in {"file", "directory"}:
         raise ManifestError(f"kind is {kind!r}, not file or directory")
     step = document.get("step")
     files = _files(document.get("files"))

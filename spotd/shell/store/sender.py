@@ -110,7 +110,7 @@ class BotocoreSender:
 
         if piece.length == 0:
             return 0
-        return self._store.aws.call("GetObject", store.resource(key), read)
+        return self._store.aws.call("GetObject", self._store.resource(key), read)
 
     def close(self) -> None:
         """The connections are the store's."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from spotd.errors import ConfigError
-from spotd.shell.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from spotd.shell.store.protocol import ObjectStore
@@ -87,6 +86,8 @@ def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> O
     """
     parts = urlsplit(settings.url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
+        from spotd.shell.store.directory import DirectoryStore  # noqa: PLC0415 - awscrt with it
+
         base = Path(unquote(parts.path))
         return DirectoryStore(base / run, base)
     if parts.scheme == "s3" and parts.netloc:
