@@ -144,7 +144,7 @@ class Daemon:
             post=post,
         )
         self.socket = TrainerSocket(
-            s.paths.runtime / f"{s.run}.trainer.sock",
+            s.paths.runtime / "trainer.sock",
             user=s.trainer.user,
             post=self._heard,
             declare=self._declared,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class History:
                 self._fd = os.open(self.path, flags, 0o640)
             os.write(self._fd, data)
             if line.name in _URGENT:
-                os.fdatasync(self._fd)
+                # On a disk busy with a checkpoint this takes seconds, which nobody has now.
+                copy = os.dup(self._fd)
+                threading.Thread(target=_sync, args=(copy,), name="history", daemon=True).start()
             if os.fstat(self._fd).st_size > LARGEST:
                 self.path.replace(self.path.with_suffix(".1.jsonl"))
                 self.close()
@@ -48,6 +51,15 @@ class History:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fdatasync(fd)
+    except OSError:
+        return  # a disk in trouble is reported by the state
+    finally:
+        os.close(fd)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

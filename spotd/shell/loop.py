@@ -56,6 +56,7 @@ class Loop:
         self._announce = announce
         self._queue: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self._exit: int | None = None
+        self._defects: set[str] = set()
 
     def post(self, event: on.Event) -> None:
         """Hands in an event; from any thread, and from a signal handler."""
@@ -78,6 +79,9 @@ class Loop:
                 self._defect(f"{type(action).__name__}: {e!r}")
 
     def _defect(self, what: str) -> None:
+        if what in self._defects:
+            return  # said once: a defect that comes with every event must not fill the journal
+        self._defects.add(what)
         where = traceback.format_exc(limit=-4)
         self._announce(do.Announce("defect", f"a defect in spotd: {what}\n{where}", 3))
 
