@@ -242,4 +242,4 @@ def left_behind_spare(hosted, daemons):
     process = daemon(hosted, daemons, "sleep", "600")
     process.kill()
     process.wait()
-    return json.loads((hosted.directory / "trainer.json").read_text())["pid"]
+    return json.loads((hosted.directory / f"{RUN}.trainer.json").read_text())["pid"]

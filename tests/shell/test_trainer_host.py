@@ -482,7 +482,7 @@ def test_the_interpreter_of_the_tests_is_not_the_trainers_business(hosted):
 
 def test_a_death_for_want_of_memory_is_told_by_the_kernels_evidence(hosted):
     needs_root()
-    group = Path("/sys/fs/cgroup/memory/spotd-test-oom")
+    group = Path(f"/sys/fs/cgroup/memory/spotd-test-oom-{os.getpid()}")
     try:
         group.mkdir()
     except OSError:

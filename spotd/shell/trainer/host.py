@@ -79,7 +79,7 @@ class TrainerHost:
         self._socket = socket
         self._placement = placement if placement is not None else find_placement()
         self._linger = linger
-        self._store = RecordStore(self._directory, runtime_directory)
+        self._store = RecordStore(self._directory, runtime_directory / f"{run}.trainer.json")
         self._running: Running | None = None
         self._starting = False
         self._kill_wanted = False

@@ -62,7 +62,7 @@ class RecordStore:
 
     Args:
         directory: Survives a boot; only root writes to it.
-        spare: Where the record goes when the first one's disk is full or read-only.
+        spare: The file for the record when that disk is full or read-only.
     """
 
     directory: Path
@@ -85,24 +85,24 @@ class RecordStore:
         try:
             _write_durably(self.directory / _RECORD, content)
         except OSError:
-            _write_durably(self.spare / _RECORD, content)
+            _write_durably(self.spare, content)
         else:
             with contextlib.suppress(OSError):
-                (self.spare / _RECORD).unlink()
+                self.spare.unlink()
 
     def read(self) -> Record | None:
         """The record of this boot, or None: none, torn, or of a boot that is over."""
-        for directory in (self.spare, self.directory):
-            record = _read(directory / _RECORD)
+        for path in (self.spare, self.directory / _RECORD):
+            record = _read(path)
             if record is not None and record.boot_id == proc.boot_id():
                 return record
         return None
 
     def forget(self) -> None:
         """The trainer is gone, whole."""
-        for directory in (self.spare, self.directory):
+        for path in (self.spare, self.directory / _RECORD):
             with contextlib.suppress(OSError):
-                (directory / _RECORD).unlink()
+                path.unlink()
 
     def try_lock(self) -> int | None:
         """An inheritable descriptor that holds the lock, or None while a trainer has it.
