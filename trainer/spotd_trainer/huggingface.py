@@ -7,6 +7,7 @@ The Trainer itself does not catch SIGTERM, and looks for the newest `checkpoint-
 whether it is whole (design/measured.md, section 3). It resumes exactly.
 """
 
+# ruff: noqa: ARG002 - the framework's signatures
 from __future__ import annotations
 
 from pathlib import Path

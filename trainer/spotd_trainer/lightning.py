@@ -8,6 +8,7 @@ a StatefulDataLoader the run goes on with the very next batch; with a plain Data
 begins the epoch's data anew.
 """
 
+# ruff: noqa: ARG002 - the framework's signatures
 from __future__ import annotations
 
 import os
@@ -107,4 +108,4 @@ class SpotdCallback(Callback):
 
 def _loss(outputs: Any) -> float | None:
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return float(loss) if loss is not None else None
+    return float(loss.detach()) if loss is not None else None

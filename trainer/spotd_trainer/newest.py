@@ -34,11 +34,7 @@ def newest_checkpoint(directory: str | Path | None = None) -> Path | None:
         return None
     found = [(step, path) for path in chosen.iterdir() if (step := _step(path.name)) is not None]
     for _, path in sorted(found, reverse=True):
-        try:
-            _require_whole(path)
-        except CheckpointError as error:
-            log.warning("%s; trying the next older one", error)
-        else:
+        if _is_whole(path):
             return path
     return None
 
@@ -46,6 +42,15 @@ def newest_checkpoint(directory: str | Path | None = None) -> Path | None:
 def _step(name: str) -> int | None:
     match = _HUGGING_FACE.fullmatch(name)
     return int(match.group(1)) if match else step_of(name)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _require_whole(path)
+    except CheckpointError as error:
+        log.warning("%s; trying the next older one", error)
+        return False
+    return True
 
 
 def _require_whole(path: Path) -> None:

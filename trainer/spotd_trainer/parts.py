@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +11,14 @@ import torch
 
 from spotd_trainer.archive import FORMAT, LIBRARY
 from spotd_trainer.errors import CheckpointError
-from spotd_trainer.snapshot import version_of
+from spotd_trainer.rng import rng_state
 from spotd_trainer.state import check_types, plain, tensors_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from spotd_trainer.agreement import Alone, Ranks
     from spotd_trainer.position import Position
 
 
@@ -36,10 +39,50 @@ class Parts:
     scaler: Any
     position: Position
     extra: dict[str, Any]
-    _buffer_versions: dict[str, int] = field(default_factory=dict)
+    _left_out: dict[str, str] = field(default_factory=dict)
+    _own_buffers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._buffer_versions = {n: version_of(b) for n, b in self._unsaved_buffers()}
+        module = unwrap(self.model)
+        persistent = module.state_dict().keys()
+        self._left_out = {
+            name: _checksum(buffer)
+            for name, buffer in self._buffers().items()
+            if name not in persistent
+        }
+
+    def own(self, ranks: Alone | Ranks) -> dict[str, Any]:
+        """What this rank has of its own: RNGs, place in the data, and buffers. Collective.
+
+        Ranks have batch normalisation's running statistics, say, each of its own, unless
+        DistributedDataParallel was told to broadcast them. And buffers that a model's
+        `state_dict` leaves out, but that have changed, are of no rank but their own.
+        """
+        buffers = self._buffers()
+        sums = {name: _checksum(buffer) for name, buffer in buffers.items()}
+        first = ranks.from_first(sums)
+        self._own_buffers |= {name for name in sums if sums[name] != first.get(name)}
+        self._own_buffers |= {n for n, was in self._left_out.items() if sums.get(n) != was}
+        return {
+            "rng": rng_state(),
+            "position": self.position.state(),
+            "buffers": {
+                name: buffers[name].clone() for name in sorted(self._own_buffers & {*sums})
+            },
+        }
+
+    def load_own_buffers(self, saved: dict[str, torch.Tensor]) -> None:
+        """Put back what `own` returned; after the model, whose buffers are rank 0's."""
+        buffers = dict(unwrap(self.model).named_buffers())
+        with torch.no_grad():
+            for name, value in saved.items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
+        self._own_buffers |= set(saved)
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        named = unwrap(self.model).named_buffers()
+        return {name: buffer.detach().cpu().contiguous() for name, buffer in named}
 
     def types(self) -> dict[str, str]:
         """Class names, so that a checkpoint of other parts is refused by name."""
@@ -116,11 +159,6 @@ class Parts:
                 found.append(
                     "the learning rate is scheduled, but the session was given no scheduler"
                 )
-        found += [
-            f"buffer {name} changes, but is registered with persistent=False"
-            for name, buffer in self._unsaved_buffers()
-            if version_of(buffer) != self._buffer_versions.get(name, 0)
-        ]
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             if torch.backends.cudnn.benchmark:
                 found.append("torch.backends.cudnn.benchmark picks kernels by how fast they ran")
@@ -128,12 +166,11 @@ class Parts:
                 found.append("torch.use_deterministic_algorithms is off: kernels may differ")
         return found
 
-    def _unsaved_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for prefix, module in unwrap(self.model).named_modules():
-            for name in module._non_persistent_buffers_set:  # noqa: SLF001 - the only way
-                buffer = getattr(module, name, None)
-                if isinstance(buffer, torch.Tensor):
-                    yield (f"{prefix}.{name}" if prefix else name), buffer
+
+def _checksum(tensor: torch.Tensor) -> str:
+    # In-place kernels, batch normalisation's for one, do not all count in the tensor's version.
+    raw = ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _state_of(part: Any, key: str) -> Any:

@@ -148,8 +148,8 @@ def learning_rate(options: argparse.Namespace) -> Any:
 
     def factor(step: int) -> float:
         if step < options.warmup:
-            return (step + 1) / options.warmup
-        done = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+            return (step + 1) / float(options.warmup)
+        done: float = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
         return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
 
     return factor

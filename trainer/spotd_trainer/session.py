@@ -295,7 +295,7 @@ class Session:
                 self.step,
                 total_steps=self.total_steps,
                 epoch=self.epoch,
-                loss=None if loss is None else float(loss),
+                loss=_number(loss),
             )
 
     def _consult(self) -> int:
@@ -410,3 +410,9 @@ class Session:
         self._reporter.stopping()
         if self._on_stop == "exit":
             raise Interrupted(exit_status(number), step=self.step, checkpoint=self.last_checkpoint)
+
+
+def _number(loss: Any) -> float | None:
+    if loss is None:
+        return None
+    return float(loss.detach()) if hasattr(loss, "detach") else float(loss)

@@ -30,10 +30,9 @@ from spotd_trainer.archive import Cancelled, Pace, read_archive, write_file
 from spotd_trainer.dcp_files import PacedWriter, SafeReader
 from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import checkpoint_name, publish, sync_directory
-from spotd_trainer.rng import rng_state
 from spotd_trainer.snapshot import StateChangedError
 from spotd_trainer.state import plain
-from spotd_trainer.whole import load_own
+from spotd_trainer.whole import load_own, load_own_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +70,7 @@ class ShardedLayout:
         """
         tensors, rest = _live_state(self._parts)
         shared = {**self._parts.header(), **about, "rest": rest, "world_size": self._ranks.size}
-        own = {"rng": rng_state(), "position": self._parts.position.state()}
-        return {"tensors": tensors, "shared": shared, "own": own}
+        return {"tensors": tensors, "shared": shared, "own": self._parts.own(self._ranks)}
 
     def write(
         self, path: Path, state: dict[str, Any], pace: Pace, complete: Callable[[], None]
@@ -203,6 +201,7 @@ class ShardedLayout:
         if parts.optimizers:
             set_optimizer_state_dict(parts.model, parts.optimizers, whole["optimizer"])
         set_model_state_dict(parts.model, whole["model"], options=StateDictOptions(strict=True))
+        load_own_buffers(parts, self._ranks, state["ranks"])
 
 
 def _told(problem: CheckpointError) -> tuple[str, tuple[str, str], str | None]:

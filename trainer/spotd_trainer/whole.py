@@ -13,7 +13,7 @@ from spotd_trainer.agreement import Ranks
 from spotd_trainer.archive import Pace, read_archive, read_received, write_archive
 from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import checkpoint_name
-from spotd_trainer.rng import derive_seed, rng_state, seed_all
+from spotd_trainer.rng import derive_seed, seed_all
 from spotd_trainer.state import check_optimizer, check_tensors, load_optimizer, plain, unwrap
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class WholeLayout:
             TypeError: a part of it could not be loaded back safely.
         """
         parts = self._parts
-        own = {"rng": rng_state(), "position": parts.position.state()}
-        everyone = self._ranks.gather(own)
+        everyone = self._ranks.gather(parts.own(self._ranks))
         if everyone is None:
             return None
         return {
@@ -132,6 +131,7 @@ class WholeLayout:
         for optimizer, saved in zip(parts.optimizers, state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
         unwrap(parts.model).load_state_dict(state["model"])
+        load_own_buffers(parts, self._ranks, state["ranks"])
 
 
 def load_own(
@@ -159,6 +159,12 @@ def load_own(
         if ranks.rank >= len(everyone):
             parts.position.release()
             seed_all(derive_seed(torch.initial_seed(), ranks.rank))
+
+
+def load_own_buffers(parts: Parts, ranks: Alone | Ranks, everyone: list[dict[str, Any]]) -> None:
+    """Load a rank's own buffers, if it had any; otherwise it has rank 0's."""
+    own = everyone[ranks.rank] if len(everyone) == ranks.size else everyone[0]
+    parts.load_own_buffers(own["buffers"])
 
 
 def _problem(kind: str, error: CheckpointError) -> dict[str, Any]:
