@@ -15,7 +15,8 @@ from dataclasses import dataclass
 _ID = re.compile(r"(?P<sequence>[0-9]{8})-(?P<name>[^/\x00]+)", re.DOTALL)
 _LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 _STEP_WORD = re.compile(
-    r"(?:global[_-]?step|steps?|iter(?:ation)?|checkpoint|ckpt|ba)[_=-]?(?P<step>[0-9]+)", re.IGNORECASE
+    r"(?:global[_-]?step|steps?|iter(?:ation)?|checkpoint|ckpt|ba)[_=-]?(?P<step>[0-9]+)",
+    re.IGNORECASE,
 )
 
 

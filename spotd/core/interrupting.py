@@ -141,8 +141,14 @@ def _on_notice(t: Turn, action: str, time: float | None) -> None:
         t.announce("notice_ignored", f"an old {action} notice is still in the metadata: history")
         return
     t.set_metadata(notice=Notice(action, time))
-    if carried_over:
-        return  # the daemon was started again in the middle of it
+    if carried_over and i is not None and i.resume_at is not None:
+        # The daemon was started again in the middle of it; or it was withdrawn and is
+        # meant after all, and then it is waited for once more.
+        until = t.now.mono + deadline.seconds + t.policy.not_carried_out_after
+        if time is not None and until > i.resume_at:
+            t.set_interruption(resume_at=until)
+            t.persist()
+        return
     begin(t, "notice", action, deadline.seconds)
 
 
@@ -177,11 +183,12 @@ def begin(t: Turn, source: str, action: str, seconds: float, *, request: int | N
         t.enter(phase, f"{action} in {max(0.0, seconds):.0f} s")
     t.set_interruption(drained=False)
     t.do(do.WarmStore())
+    storing.hurry(t)
     t.persist()
     _announce_begin(t, source, action, seconds)
     t.do(do.SyncJournal())
     if t.state.trainer is None and i.inspection == "none":
-        t.do(do.Inspect(settled=True))
+        storing.inspect(t)
         t.set_interruption(inspection="asked")
 
 
@@ -224,15 +231,17 @@ def _announce_begin(t: Turn, source: str, action: str, seconds: float) -> None:
 
 def on_stop(t: Turn, event: on.StopRequested) -> None:
     """SIGTERM to the daemon: `systemctl stop`, a shutdown, or the first half of a restart."""
+    if not t.state.boot:
+        t.do(do.Exit(0))  # nothing has been read yet, so there is nothing to write either
+        return
+    if t.state.phase is Phase.FAILED:
+        t.set(failures=0)  # a person is at it: the next start begins counting anew
     if event.restart:
         t.persist()
         t.announce("daemon_restarting", "spotd is being restarted; the trainer goes on", 5)
         t.do(do.Exit(0))
         return
     if t.state.interruption is not None and t.state.interruption.exit_after:
-        return
-    if t.state.phase is Phase.STARTING and not t.state.boot:
-        t.do(do.Exit(0))
         return
     begin(t, "stop", "stop", event.seconds)
 
@@ -306,6 +315,8 @@ def _drained(t: Turn, *, saved: bool) -> None:
     seconds = t.now.mono - i.seen
     newest = newest_known(t.state)
     t.set_interruption(drained=True, saved=saved)
+    if i.exit_after or i.action == "terminate":
+        t.set(lease_until_wall=0.0)  # about to be given back
     if newest is None:
         what = "there was no checkpoint to keep"
     elif saved:
@@ -332,8 +343,7 @@ def _drained(t: Turn, *, saved: bool) -> None:
     if i.action == "terminate":
         t.do(do.ReleaseLease())  # the replacement may take over at once
         t.set_store(status="new", lease_until=None, retry_at=None)
-        t.set(lease_until_wall=0.0)
-    if t.state.completed:
+    if t.state.completed and not i.stopped_uploads:
         t.set(interruption=None)
         t.enter(Phase.COMPLETED, "the run is complete")
         return
@@ -407,15 +417,16 @@ def _go_on(t: Turn) -> None:
     t.set(interruption=None)
     t.set_store(halted=False)
     trainer = t.state.trainer
-    if t.state.completed:
-        if t.state.phase is not Phase.COMPLETED:
-            t.enter(Phase.COMPLETED, "the run is complete")
+    if t.state.completed and trainer is None:
+        t.enter(Phase.COMPLETED, "the run is complete")
+    elif trainer is None and t.state.failures >= t.policy.max_failures:
+        training.fail(t, "given up before the interruption")
     elif trainer is None:
         t.persist()
         resuming.begin(t, "going on after the interruption")
     else:
         # Hibernated and woken, or it catches no signal: it has been training all along.
-        told = trainer.stop in ("intended", "sent")
+        told = trainer.stop in ("intended", "sent") or trainer.hung or trainer.superseded
         t.set_trainer(
             kill_at=t.now.mono + t.policy.stop_timeout if told else None,
             stop=trainer.stop if told else None,

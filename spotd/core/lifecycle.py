@@ -79,6 +79,7 @@ def advance(t: Turn) -> None:
     """Does what has become possible; what is urgent comes first."""
     if not t.state.boot:
         return
+    storing.expire(t)
     interrupting.advance(t)
     training.advance(t)
     resuming.advance(t)
@@ -147,14 +148,17 @@ def on_started(t: Turn, event: on.Started) -> None:
         return
     if t.state.completed:
         t.set(completion_inspected=False)
-        t.do(do.Inspect(settled=True))
+        storing.inspect(t)
         t.enter(Phase.COMPLETED, "this run is complete; another `run` name starts a new one")
         return
     _trainer_is_gone(t, record.mapping(r.get("trainer")), same_boot=same_boot)
     if t.state.interruption is not None:
         t.enter(Phase.DRAINING, "a notice from before spotd was started again")
-        t.do(do.Inspect(settled=True))
+        storing.inspect(t)
         t.set_interruption(inspection="asked")
+        return
+    if t.state.failures >= t.policy.max_failures:
+        training.fail(t, "given up before spotd was started again")
         return
     resuming.begin(t)
 
@@ -171,7 +175,6 @@ BOOTS = {
 
 def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
     crashes = r.get("crashes_from")
-    rejected = r.get("rejected")
     t.set(
         attempt=record.integer(r.get("attempt")),
         next_sequence=max(1, record.integer(r.get("next_sequence"), 1)),
@@ -181,9 +184,8 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
         best_step=record.optional_integer(r.get("best_step")),
         last_step=record.optional_integer(r.get("last_step")),
         failures=record.integer(r.get("failures")) if same_boot else 0,
-        rejected=frozenset(x for x in rejected if isinstance(x, str))
-        if isinstance(rejected, list)
-        else frozenset(),
+        rejected=frozenset(record.texts(r.get("rejected"))),
+        blamed=record.texts(r.get("blamed")),
         crashes_from=(record.text(crashes[0]), record.integer(crashes[1]))
         if isinstance(crashes, list) and len(crashes) == 2  # noqa: PLR2004 - a pair
         else None,
@@ -194,6 +196,8 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
         if r.get("instance_id") == t.state.instance_id
         else 0.0,
         lease_generation=record.integer(r.get("lease_generation")),
+        contents_checked=t.state.boot == "reboot"
+        or (same_boot and r.get("contents_checked") is True),
     )
     rate = record.number(r.get("rate"))
     t.set_store(rate=rate or None)
@@ -221,6 +225,8 @@ def _adopt(t: Turn, found: on.TrainerFound, told: dict[str, Any]) -> None:
             resumed_from=record.text(told.get("resumed_from")) or None,
             resumed_step=record.optional_integer(told.get("resumed_step")),
             blind=told.get("blind") is True,
+            first_sequence=record.integer(told.get("first_sequence"), t.state.next_sequence),
+            superseded=told.get("superseded") is True,
             # "intended": it is not known whether the signal went out, so it goes out.
             stop=stop if stop == "sent" else None,
             progressed=told.get("progressed") is True,
@@ -244,7 +250,7 @@ def _adopt(t: Turn, found: on.TrainerFound, told: dict[str, Any]) -> None:
             # Told to stop by a daemon that did not live to see it: it ends, and is started
             # again. Should it not have heard, it is told again and given its time.
             t.set_trainer(kill_at=t.now.mono + t.policy.stop_timeout)
-    t.do(do.Inspect(settled=False))
+    storing.inspect(t, settled=False)
     t.persist()
 
 

@@ -7,7 +7,7 @@ a record can always be read, at worst as "nothing known".
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from spotd.core.state import Counts, Interruption, Known
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spotd.core.state import State
 
 FORMAT = 1
+KNOWN_FIELDS = tuple(f.name for f in fields(Known))
+COUNTS_FIELDS = tuple(f.name for f in fields(Counts))
 KEEP_KNOWN = 64  # checkpoints remembered; more than any retention keeps
 
 
@@ -30,7 +32,7 @@ def to_record(state: State) -> dict[str, object]:
         "boot_id": state.boot_id,
         "attempt": state.attempt,
         "next_sequence": state.next_sequence,
-        "known": [asdict(k) for k in state.known[-KEEP_KNOWN:]],
+        "known": [_flat(k, KNOWN_FIELDS) for k in state.known[-KEEP_KNOWN:]],
         "trainer": None
         if trainer is None
         else {
@@ -38,6 +40,8 @@ def to_record(state: State) -> dict[str, object]:
             "resumed_from": trainer.resumed_from,
             "resumed_step": trainer.resumed_step,
             "blind": trainer.blind,
+            "first_sequence": trainer.first_sequence,
+            "superseded": trainer.superseded,
             "stop": trainer.stop,
             "killed": trainer.killed,
             "progressed": trainer.progressed,
@@ -54,7 +58,7 @@ def to_record(state: State) -> dict[str, object]:
             "resume_wall": None if i.resume_at is None else i.seen_wall + (i.resume_at - i.seen),
             "killable": i.kill_at is not None,
         },
-        "counts": asdict(state.counts),
+        "counts": _flat(state.counts, COUNTS_FIELDS),
         "lost_steps": state.lost_steps,
         "best_step": state.best_step,
         "last_step": state.last_step,
@@ -68,7 +72,12 @@ def to_record(state: State) -> dict[str, object]:
         "lease_until_wall": state.lease_until_wall,
         "lease_generation": state.lease_generation,
         "rate": state.store.rate,
+        "contents_checked": state.contents_checked,
     }
+
+
+def _flat(value: Known | Counts, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: getattr(value, name) for name in names}
 
 
 def integer(value: object, default: int = 0) -> int:
@@ -90,6 +99,11 @@ def number(value: object, default: float = 0.0) -> float:
 def text(value: object, default: str = "") -> str:
     """Returns the value if it is text, else the default."""
     return value if isinstance(value, str) else default
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """Returns the texts in a list; what is no text is dropped."""
+    return tuple(x for x in value if isinstance(x, str)) if isinstance(value, list) else ()
 
 
 def mapping(value: object) -> dict[str, Any]:

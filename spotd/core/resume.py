@@ -56,7 +56,7 @@ def _within_family(c: LocalCheckpoint) -> tuple[int, int, str]:
     return (c.step if c.step is not None else -1, c.mtime_ns, c.name)
 
 
-def same_content(local: LocalCheckpoint, stored: StoredCheckpoint) -> bool:
+def same_content(local: LocalCheckpoint | Known, stored: StoredCheckpoint) -> bool:
     """Whether a file on the disk is what the store has (restores keep names and times)."""
     return (local.name, local.kind, local.size, local.mtime_ns) == (
         stored.name,
@@ -98,7 +98,7 @@ def choose(
     for c in local:
         k = recorded.get((c.name, c.fingerprint))
         match = next((s for s in stored if same_content(c, s)), None)
-        if k is not None:
+        if k is not None and (k.stored or not k.unsendable):
             offer(Choice("disk", c.name, k.id, k.step, c.fingerprint), k.sequence, 3)
         elif match is not None:
             found = Choice("disk", c.name, match.id, match.step, c.fingerprint)
@@ -130,7 +130,7 @@ def _newer_than_best(
     return not others or is_newer(fresh, others[0])
 
 
-def is_newer(fresh: LocalCheckpoint, other: Known | StoredCheckpoint) -> bool:
+def is_newer(fresh: LocalCheckpoint | Known, other: Known | StoredCheckpoint) -> bool:
     """Orders a checkpoint without an id against one with: by step in one family, else by time."""
     same_family = name_family(fresh.name) == name_family(other.name)
     if same_family and fresh.step is not None and other.step is not None:

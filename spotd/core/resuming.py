@@ -32,13 +32,16 @@ CLEAR_PATIENCE = 10.0  # seconds to wait for torn checkpoints to be put aside
 LEASE_SLACK = 30.0  # seconds a lease on record must still have for a start without asking
 
 
-def begin(t: Turn, reason: str = "") -> None:
-    """Starts looking for what to resume from."""
+def begin(t: Turn, reason: str = "", *, void_since: float | None = None) -> None:
+    """Starts looking for what to resume from.
+
+    `void_since`: what the trainer wrote from then on (wall clock) is behind the store.
+    """
     state = t.state
-    if state.completed or state.trainer is not None:
+    if state.trainer is not None:
         return
     t.enter(Phase.RESTORING, reason)
-    t.set(resuming=Resuming(since=t.now.mono), retry_at=None)
+    t.set(resuming=Resuming(since=t.now.mono, void_since=void_since), retry_at=None)
     t.set_store(halted=False)
     if state.store.status != "open":
         t.set_store(retry_at=None, asked_at=None)
@@ -46,14 +49,7 @@ def begin(t: Turn, reason: str = "") -> None:
 
 
 def _inspect(t: Turn) -> None:
-    state = t.state
-    # Only what was written since the last fsync can have been torn by a power loss; what
-    # is on record as durable is known to be good, so a boot costs no second read of it.
-    contents = state.boot in ("power-loss", "interrupted", "new-instance", "first")
-    trusted = tuple(k.fingerprint for k in state.known if k.durable)
-    t.do(
-        do.Inspect(settled=True, contents=contents and state.attempt_in_boot == 0, trusted=trusted)
-    )
+    storing.inspect(t)
     t.set_resuming(inspecting=True)
 
 
@@ -67,34 +63,38 @@ def cancel(t: Turn) -> None:
 
 def on_inventory(t: Turn, event: on.LocalInventory) -> None:
     """What the checkpoint directory holds."""
-    t.set(directory_trouble="", held=event.held)
-    present = {(c.name, c.fingerprint) for c in event.checkpoints}
-    held = {h.id for h in event.held}
-    for k in t.state.known:
-        there = (k.name, k.fingerprint) in present
-        # "none" promises nothing, so it cannot be missing either.
-        hold = k.hold if k.id in held or k.hold == "none" else None
-        if k.present != there or k.hold != hold:
-            t.set_known(k.id, present=there, hold=hold)
-    t.set(older_on_disk=len(event.checkpoints) > 1)
+    t.set(directory_trouble="", held=event.held, inspections=max(0, t.state.inspections - 1))
+    storing.compare_with_disk(t, event)
     if t.state.resuming is not None:
-        t.set_resuming(local=event, inspecting=False)
-        _put_torn_aside(t, dict(event.torn))
+        if t.state.inspections == 0:  # an older answer may have been asked of a live trainer
+            _void(t, event)
+            t.set_resuming(local=event, inspecting=False)
+            _put_torn_aside(t, dict(event.torn))
         return
-    storing.register_newest(t, event.checkpoints)
-    hold_again(t)
+    trainer = t.state.trainer
+    if trainer is None or not trainer.superseded:
+        if storing.register_newest(t, event.checkpoints) is None:
+            storing.hold_again(t)
+    if t.state.inspections:
+        return
     if t.state.interruption is not None and t.state.interruption.inspection == "asked":
         t.set_interruption(inspection="done")
     if t.state.completed:
         t.set(completion_inspected=True)
 
 
-def hold_again(t: Turn) -> None:
-    """Holds what has an id and stands on the disk but is not held (spotd was killed between)."""
-    newest = t.state.known[-1] if t.state.known else None
-    if newest is None or newest.unsendable or newest.hold is not None or not newest.present:
+def _void(t: Turn, event: on.LocalInventory) -> None:
+    """What a superseded trainer wrote without being seen is not to be resumed from either."""
+    r = t.state.resuming
+    if r is None or r.void_since is None:
         return
-    t.do(do.Hold(newest.id, newest.name, newest.fingerprint))
+    recorded = {(k.name, k.fingerprint) for k in t.state.known}
+    void = {
+        c.fingerprint
+        for c in event.checkpoints
+        if c.mtime_ns >= r.void_since * 1e9 and (c.name, c.fingerprint) not in recorded
+    }
+    t.set(rejected=t.state.rejected | void)
 
 
 def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
@@ -102,7 +102,7 @@ def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
     advice = f". {event.hint}" if event.hint else ""
     if t.state.directory_trouble != event.reason:
         t.announce("directory_trouble", f"{event.reason}{advice}", 3)
-    t.set(directory_trouble=event.reason)
+    t.set(directory_trouble=event.reason, inspections=max(0, t.state.inspections - 1))
     if t.state.resuming is not None:
         t.set_resuming(inspecting=False, inspect_at=t.now.mono + DIRECTORY_RETRY)
         t.set(reason=f"{event.reason}{advice}")
@@ -147,14 +147,15 @@ def _look(t: Turn) -> None:
     if r.retry_at is not None and t.now.mono < r.retry_at:
         return
     store = t.state.store
+    without = _choose(t, with_store=False)
+    alone = _needs_no_store(t, without)
     if store.status == "refused":
         _wait(t, f"held by {store.holder}, which trains this run; waiting for its lease to run out")
         return
-    without = _choose(t, with_store=False)
     if store.status == "open":
         _take(t, _choose(t, with_store=True))
-    elif without is not NOTHING and _may_start_without_store(t, without):
-        _take(t, without)
+    elif alone or (without is not NOTHING and _has_waited_enough(t, without)):
+        _take(t, without, blind=not alone)
     elif without is NOTHING and _may_start_from_scratch(t):
         t.announce(
             "blind_start",
@@ -175,16 +176,26 @@ def _wait(t: Turn, reason: str) -> None:
         t.set(reason=reason)
 
 
-def _may_start_without_store(t: Turn, choice: Choice) -> bool:
-    """A good checkpoint is on the disk: is the store's answer worth waiting for?"""
-    state = t.state
-    stored_top = max((k.sequence for k in state.known if k.stored), default=0)
+def _is_up_to_date(t: Turn, choice: Choice) -> bool:
+    """Whether nothing newer is on record as stored."""
+    stored_top = max((k.sequence for k in t.state.known if k.stored), default=0)
     parsed = parse_checkpoint_id(choice.id) if choice.id else None
-    up_to_date = parsed is None or parsed[0] >= stored_top
-    if up_to_date and state.lease_until_wall - LEASE_SLACK > t.now.wall:
-        return True  # nobody else can have stored anything
-    asked = state.store.asked_at
-    return state.store.status == "failed" or (
+    return stored_top == 0 if parsed is None else parsed[0] >= stored_top
+
+
+def _needs_no_store(t: Turn, choice: Choice) -> bool:
+    """Whether the lease on record is ours still, so that nobody can have stored anything."""
+    ours = t.state.lease_until_wall - LEASE_SLACK > t.now.wall
+    return choice is not NOTHING and ours and _is_up_to_date(t, choice)
+
+
+def _has_waited_enough(t: Turn, choice: Choice) -> bool:
+    """A good checkpoint is on the disk: is the store's answer worth more waiting?"""
+    if not _is_up_to_date(t, choice):
+        r = t.state.resuming
+        return r is not None and t.now.mono - r.since >= t.policy.start_timeout
+    asked = t.state.store.asked_at
+    return t.state.store.status == "failed" or (
         asked is not None and t.now.mono - asked >= STORE_PATIENCE
     )
 
@@ -212,7 +223,7 @@ def _choose(t: Turn, *, with_store: bool) -> Choice:
 
 
 def _take(t: Turn, choice: Choice, *, blind: bool = False) -> None:
-    t.set_resuming(choice=choice, waiting_for="blind" if blind else "")
+    t.set_resuming(choice=choice, waiting_for="", blind=blind)
     t.set(reason="")
     if choice.source == "store" and choice.id is not None:
         t.set_resuming(stage="fetching", retry_at=None)
@@ -284,7 +295,7 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
         t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
         return
     since = r.fetch_failing_since if r.fetch_failing_since is not None else t.now.mono
-    storing.on_failed(t, on.StoreFailed("fetch", event.reason, event.hint))
+    storing.trouble(t, event.reason, event.hint)
     if t.now.mono - since >= t.policy.start_timeout and _choose(t, with_store=False) != NOTHING:
         t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
         t.announce(
@@ -415,13 +426,15 @@ def _start(t: Turn) -> None:
         attempt_in_boot=state.attempt_in_boot + 1,
         lost_steps=state.lost_steps + lost,
         last_step=None,
+        contents_checked=True,
         trainer=Trainer(
             attempt=state.attempt + 1,
             started=t.now.wall,
             started_mono=t.now.mono,
             resumed_from=choice.id or choice.fingerprint,
             resumed_step=choice.step,
-            blind=r.waiting_for == "blind",
+            blind=r.blind,
+            first_sequence=state.next_sequence,
             last_progress=t.now.mono,
         ),
     )
@@ -439,6 +452,7 @@ def on_started(t: Turn, event: on.TrainerStarted) -> None:
     if r is None or r.stage != "starting" or t.state.trainer is None:
         return
     t.set_trainer(pid=event.pid)
+    t.set(start_failures=0, start_trouble="")
     local = r.local
     choice = r.choice or NOTHING
     t.set(resuming=None)
@@ -456,10 +470,9 @@ def on_started(t: Turn, event: on.TrainerStarted) -> None:
     t.announce("trainer_started", f"attempt {t.state.attempt} started {origin}", 5, **fields)
     if t.state.attempt > 1:
         t.set(counts=replace(t.state.counts, restarts=t.state.counts.restarts + 1))
-    if local is not None:
-        storing.register_newest(t, local.checkpoints)
-        t.set_trainer(progressed=False)
-        hold_again(t)
+    if local is not None and storing.register_newest(t, local.checkpoints, new=False) is None:
+        storing.hold_again(t)
+    t.set_trainer(first_sequence=t.state.next_sequence)
 
 
 def on_start_failed(t: Turn, event: on.TrainerStartFailed) -> None:

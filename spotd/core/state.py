@@ -99,7 +99,8 @@ class Trainer:
     """The trainer that runs, or is just being started (`pid` None).
 
     `stop` is None, "intended" (on record before the signal), "sent", or "uncaught" (no
-    process of it catches the signal, so none was sent).
+    process of it catches the signal, so none was sent). `blind`: started without knowing
+    what the store has. What it saves gets sequences from `first_sequence` on.
     """
 
     attempt: int
@@ -110,6 +111,7 @@ class Trainer:
     resumed_from: str | None = None
     resumed_step: int | None = None
     blind: bool = False
+    first_sequence: int = 0
     stop: str | None = None
     stop_retry_at: float | None = None
     kill_at: float | None = None
@@ -148,6 +150,8 @@ class Resuming:
     preflight_until: float | None = None
     waiting_for: str = ""
     fetch_failing_since: float | None = None
+    blind: bool = False
+    void_since: float | None = None  # wall clock: what was written from then on is not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,13 +304,15 @@ class State:
     lease_generation: int = 0
     checkpoint_requests: tuple[tuple[int, int], ...] = ()
     held: tuple[HeldCheckpoint, ...] = ()
+    inspections: int = 0  # asked for and not yet answered
+    contents_checked: bool = False  # nothing of this boot's disk can be torn unseen
 
 
 # Which state may follow which. `spotd.core.lifecycle` says why; the diagram in
 # docs/lifecycle.md is drawn from this table, and a test walks it.
 P = Phase
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED}),
+    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}),
     P.RESTORING: frozenset(
         {P.RUNNING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
     ),
@@ -314,8 +320,8 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
         {P.RESTORING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
     ),
     P.BACKING_OFF: frozenset({P.RESTORING, P.DRAINING, P.STOPPING}),
-    P.DRAINING: frozenset({P.DRAINED, P.STOPPING, P.RESTORING, P.RUNNING, P.COMPLETED}),
-    P.DRAINED: frozenset({P.RESTORING, P.STOPPING, P.DRAINING}),
+    P.DRAINING: frozenset({P.DRAINED, P.STOPPING, P.RESTORING, P.RUNNING, P.COMPLETED, P.FAILED}),
+    P.DRAINED: frozenset({P.RESTORING, P.STOPPING, P.DRAINING, P.COMPLETED, P.FAILED}),
     P.COMPLETED: frozenset({P.STOPPING}),
     P.FAILED: frozenset({P.STOPPING, P.DRAINING}),
     P.STOPPING: frozenset({P.COMPLETED}),
@@ -393,9 +399,7 @@ class Turn:
 
     def set_known(self, checkpoint_id: str, **changes: Any) -> None:
         """Changes fields of the known checkpoint with this id, if there is one."""
-        known = tuple(
-            changed(k, changes) if k.id == checkpoint_id else k for k in self.state.known
-        )
+        known = tuple(changed(k, changes) if k.id == checkpoint_id else k for k in self.state.known)
         self.set(known=known)
 
     def enter(self, phase: Phase, reason: str = "") -> None:

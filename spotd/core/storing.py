@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core.checkpoint import StoredCheckpoint, checkpoint_id
+from spotd.core.checkpoint import StoredCheckpoint, checkpoint_id, parse_checkpoint_id
 from spotd.core.deadline import worth_preempting
-from spotd.core.resume import is_newer, newest
+from spotd.core.resume import is_newer, newest, same_content
 from spotd.core.retention import superfluous
 from spotd.core.state import Known, Phase, Turn, Upload, newest_known, unstored
 
@@ -43,13 +43,72 @@ def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
     """The watcher found a whole checkpoint."""
     if t.state.directory_trouble:
         t.set(directory_trouble="")
-    if t.state.resuming is not None and t.state.trainer is None:
+    trainer = t.state.trainer
+    if trainer is not None and trainer.superseded:
+        t.set(rejected=t.state.rejected | {event.checkpoint.fingerprint})
+        t.persist()
+        return
+    if t.state.resuming is not None and trainer is None:
         return  # what appears while no trainer runs is what spotd itself puts back
     register(t, event.checkpoint)
 
 
-def register(t: Turn, c: LocalCheckpoint) -> Known | None:
-    """Gives a whole checkpoint an id, and has it held. None when it has one already."""
+def inspect(t: Turn, *, settled: bool = True) -> None:
+    """Asks what the disk holds; `settled` when no trainer runs.
+
+    Only what was written since the last fsync can have been torn by a power loss; what is
+    on record as durable is known to be good, so a boot costs no second read of it.
+    """
+    trusted = tuple(k.fingerprint for k in t.state.known if k.durable)
+    contents = settled and not t.state.contents_checked
+    t.do(do.Inspect(settled=settled, contents=contents, trusted=trusted if contents else ()))
+    t.set(inspections=t.state.inspections + 1)
+
+
+def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
+    """Corrects what is on record: what stands in the directory, what is held."""
+    present = {(c.name, c.fingerprint) for c in event.checkpoints}
+    held = {h.id: h.checkpoint for h in event.held}
+    newest_id = t.state.known[-1].id if t.state.known else None
+    for k in t.state.known:
+        there = (k.name, k.fingerprint) in present
+        # "none" promises nothing, so it cannot be missing either.
+        hold = k.hold if k.id in held or k.hold == "none" else None
+        if k.id in held and hold is None and k.id != newest_id:
+            hold = "link"  # held by a daemon that did not live to say so
+        if k.present != there or k.hold != hold:
+            t.set_known(k.id, present=there, hold=hold)
+    for checkpoint_id in held.keys() - {k.id for k in t.state.known}:
+        _adopt_hold(t, checkpoint_id, held[checkpoint_id])
+    t.set(older_on_disk=len(event.checkpoints) > 1)
+
+
+def _adopt_hold(t: Turn, checkpoint_id: str, c: LocalCheckpoint) -> None:
+    """A hold without a record of it: the record was lost, or written before it was made."""
+    parsed = parse_checkpoint_id(checkpoint_id)
+    if parsed is None:
+        return
+    k = Known(
+        checkpoint_id, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, c.step,
+        t.now.wall, present=False, hold="link",
+    )  # fmt: skip
+    known = sorted((*t.state.known, k), key=lambda x: x.sequence)
+    t.set(known=tuple(known), next_sequence=max(t.state.next_sequence, parsed[0] + 1))
+
+
+def hold_again(t: Turn) -> None:
+    """Holds what has an id and stands on the disk but is not held (spotd was killed between)."""
+    last = t.state.known[-1] if t.state.known else None
+    if last is None or last.unsendable or last.stored or last.hold is not None or not last.present:
+        return
+    t.do(do.Hold(last.id, last.name, last.fingerprint))
+
+
+def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
+    """Gives a whole checkpoint an id, and has it held. None when it has one already.
+
+    `new`: the trainer that runs wrote it, so it is progress.
+    """
     state = t.state
     for k in state.known:
         if (k.name, k.fingerprint) == (c.name, c.fingerprint) and (k.stored or not k.unsendable):
@@ -76,7 +135,8 @@ def register(t: Turn, c: LocalCheckpoint) -> Known | None:
         if old.name == c.name and old.present:
             t.set_known(old.id, present=False)
     t.set(known=(*t.state.known, k), next_sequence=sequence + 1)
-    _note_progress(t, k)
+    if new:
+        _note_progress(t, k)
     forget_useless(t)
     t.persist()
     t.do(do.Hold(k.id, k.name, k.fingerprint))
@@ -91,8 +151,11 @@ def register(t: Turn, c: LocalCheckpoint) -> Known | None:
 
 
 def _note_progress(t: Turn, k: Known) -> None:
-    """A new checkpoint is progress: the failures before it are forgotten."""
-    t.set(failures=0, crashes_from=None, blamed=())
+    """A checkpoint of a step never reached before: the failures up to it are forgotten.
+
+    One that only says again what an earlier attempt had reached does not count, or a
+    trainer that dies at the same step each time would be started for ever.
+    """
     trainer = t.state.trainer
     last = t.state.saved_at
     if trainer is not None:
@@ -101,24 +164,32 @@ def _note_progress(t: Turn, k: Known) -> None:
             saved_at=t.now.mono,
             save_every=None if since is None else t.now.mono - since,
         )
+    t.set_trainer(last_progress=t.now.mono)
+    best = t.state.best_step
+    if k.step is not None and best is not None and k.step <= best:
+        return
+    t.set(failures=0, crashes_from=None, blamed=())
     if k.step is not None:
-        t.set(best_step=max(k.step, t.state.best_step or 0))
-    t.set_trainer(progressed=True, last_progress=t.now.mono)
+        t.set(best_step=k.step)
+    t.set_trainer(progressed=True)
 
 
 def forget_useless(t: Turn) -> None:
     """Drops records of checkpoints that are nowhere and will never be needed."""
-    newest_id = t.state.known[-1].id if t.state.known else None
+    last = t.state.known[-1].id if t.state.known else None
+    stored = max((k.id for k in t.state.known if k.stored), default=None)
     uploading = t.state.store.upload.id if t.state.store.upload else None
     kept = tuple(
         k
         for k in t.state.known
-        if k.present or k.hold is not None or k.id in (newest_id, uploading)
+        if k.present or k.hold is not None or k.id in (last, stored, uploading)
     )
     t.set(known=kept)
 
 
-def register_newest(t: Turn, checkpoints: Iterable[LocalCheckpoint]) -> Known | None:
+def register_newest(
+    t: Turn, checkpoints: Iterable[LocalCheckpoint], *, new: bool = True
+) -> Known | None:
     """Gives an id to the newest checkpoint without one, if it is newer than all with one."""
     recorded = {(k.name, k.fingerprint) for k in t.state.known if k.stored or not k.unsendable}
     fresh = newest(
@@ -131,7 +202,7 @@ def register_newest(t: Turn, checkpoints: Iterable[LocalCheckpoint]) -> Known | 
     best = newest_known(t.state)
     if best is not None and not best.unsendable and not is_newer(fresh, best):
         return None
-    return register(t, fresh)
+    return register(t, fresh, new=new)
 
 
 def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
@@ -143,7 +214,11 @@ def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
 
 def on_held(t: Turn, event: on.Held) -> None:
     """It is safe from the trainer's rotation and overwriting."""
+    if not any(k.id == event.id for k in t.state.known):
+        t.do(do.ReleaseHold(event.id))  # replaced and forgotten while it was being held
+        return
     t.set_known(event.id, hold=event.mode)
+    _release_older_holds(t)
 
 
 def on_hold_failed(t: Turn, event: on.HoldFailed) -> None:
@@ -203,15 +278,19 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
     for k in t.state.known:
         if k.id in stored_ids:
             t.set_known(k.id, stored=True)
-        elif not k.stored and k.sequence <= top:
+        elif k.sequence > top:
+            t.set_known(k.id, stored=False)  # whatever the store has said before
+        elif not k.stored:
             t.set_known(k.id, unsendable=True)
     if event.completed and not t.state.completed:
         t.set(completed=True, completion_stored=True)
-    trainer = t.state.trainer
     _supersede(t, event)
-    if trainer is not None and any(k.unsendable and k.present for k in t.state.known):
-        # Ids given without knowing the store: what they named gets new ones.
-        t.do(do.Inspect(settled=False))
+    trainer = t.state.trainer
+    if trainer is not None and not trainer.superseded:
+        if any(k.unsendable and k.present for k in t.state.known):
+            # Ids given without knowing the store: what they named gets new ones.
+            inspect(t, settled=False)
+        hold_again(t)
     t.persist()
 
 
@@ -220,16 +299,42 @@ def _supersede(t: Turn, event: on.StoreOpened) -> None:
     trainer = t.state.trainer
     if trainer is None or trainer.superseded or t.state.interruption is not None:
         return
-    ahead = max(event.stored, key=lambda s: s.sequence, default=None)
+    top = max(event.stored, key=lambda s: s.sequence, default=None)
     if event.completed:
         why = f"the store says that run {t.state.run} is complete"
-    elif trainer.blind and ahead is not None:
-        if ahead.step is not None and trainer.step is not None and ahead.step <= trainer.step:
-            return
-        why = f"the store has {ahead.id}, which this trainer started without"
+    elif trainer.blind and top is not None and _is_ahead(t, top):
+        why = f"the store has {top.id}, which this trainer started without"
     else:
         return
     t.announce("trainer_superseded", f"{why}: stopping it to go on from the store", 4)
+    _void_attempt(t)
+
+
+def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
+    """Whether the store's newest is ahead of where the trainer started, and of where it is."""
+    trainer = t.state.trainer
+    if trainer is None:
+        return False
+    if top.step is not None and trainer.step is not None and top.step <= trainer.step:
+        return False
+    origin = trainer.resumed_from
+    base = next((k for k in t.state.known if origin in (k.id, k.fingerprint)), None)
+    if base is None:
+        return True
+    if base.sequence >= top.sequence or same_content(base, top):
+        return False
+    return not is_newer(base, top)
+
+
+def _void_attempt(t: Turn) -> None:
+    """Stops the trainer; what this attempt has saved is never resumed from nor stored."""
+    trainer = t.state.trainer
+    if trainer is None:
+        return
+    void = [k for k in t.state.known if k.sequence >= trainer.first_sequence]
+    t.set(rejected=t.state.rejected | {x for k in void for x in (k.id, k.fingerprint)})
+    for k in void:
+        t.set_known(k.id, unsendable=True)
     t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)
 
 
@@ -276,7 +381,7 @@ def on_refused(t: Turn, event: on.LeaseRefused) -> None:
             4,
             holder=event.holder,
         )
-        t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)
+        _void_attempt(t)
     elif news and (had or trainer is not None):
         t.announce(
             "lease_lost",
@@ -308,7 +413,7 @@ def on_failed(t: Turn, event: on.StoreFailed) -> None:
         t.set_store(completing=False, complete_retry_at=t.now.mono + _delay(t, store.failures + 1))
     else:
         return
-    _store_trouble(t, event.reason, event.hint)
+    trouble(t, event.reason, event.hint)
     retry = t.now.mono + _delay(t, t.state.store.failures)
     if event.operation == "open":
         t.set_store(retry_at=retry)
@@ -316,7 +421,8 @@ def on_failed(t: Turn, event: on.StoreFailed) -> None:
         t.set_store(renew_at=retry)
 
 
-def _store_trouble(t: Turn, reason: str, hint: str) -> None:
+def trouble(t: Turn, reason: str, hint: str) -> None:
+    """Says that the store does not answer, once."""
     store = t.state.store
     news = not store.announced or store.hint != hint
     t.set_store(failures=store.failures + 1, reason=reason, hint=hint, announced=True)
@@ -409,7 +515,7 @@ def on_upload_failed(t: Turn, event: on.UploadFailed) -> None:
         return
     failures = t.state.store.upload_failures + 1
     t.set_store(upload_failures=failures, upload_retry_at=t.now.mono + _delay(t, failures))
-    _store_trouble(t, event.reason, event.hint)
+    trouble(t, event.reason, event.hint)
 
 
 def on_uploads_stopped(t: Turn, _: on.UploadsStopped) -> None:
@@ -453,15 +559,21 @@ def wanted(state: State) -> bool:
     return bool(unstored(state))
 
 
+def expire(t: Turn) -> None:
+    """A lease that has run out is no lease, whatever else is going on."""
+    store = t.state.store
+    if store.status != "open" or store.lease_until is None or t.now.mono < store.lease_until:
+        return
+    t.set_store(status="failed", retry_at=t.now.mono, renewing=False)
+    _stop_upload(t)
+
+
 def advance(t: Turn) -> None:
     """Opens the store, keeps the lease, sends the newest, deletes the superfluous."""
     store = t.state.store
     now = t.now.mono
     if not wanted(t.state) or store.halted:
         return
-    if store.status == "open" and store.lease_until is not None and now >= store.lease_until:
-        t.set_store(status="failed", retry_at=now, renewing=False)
-        store = t.state.store
     if store.status != "open":
         if not store.opening and (store.retry_at is None or now >= store.retry_at):
             t.do(do.OpenStore())
@@ -493,19 +605,31 @@ def _pump(t: Turn) -> None:
         return
     if store.upload_retry_at is not None and t.now.mono < store.upload_retry_at:
         return
-    t.do(
-        do.Upload(
-            id=waiting.id,
-            name=waiting.name,
-            fingerprint=waiting.fingerprint,
-            step=waiting.step,
-            created=waiting.created,
-            generation=store.generation,
-            urgent=i is not None,
-        )
-    )
+    t.do(_upload_of(t, waiting, urgent=i is not None))
     t.set_store(upload=Upload(waiting.id, waiting.sequence, waiting.size, t.now.mono))
     t.mark("upload started")
+
+
+def hurry(t: Turn) -> None:
+    """An interruption has begun: the upload under way takes the whole machine from now on."""
+    upload = t.state.store.upload
+    if upload is None or upload.stopping:
+        return
+    k = next((k for k in t.state.known if k.id == upload.id), None)
+    if k is not None:
+        t.do(_upload_of(t, k, urgent=True))
+
+
+def _upload_of(t: Turn, k: Known, *, urgent: bool) -> do.Upload:
+    return do.Upload(
+        id=k.id,
+        name=k.name,
+        fingerprint=k.fingerprint,
+        step=k.step,
+        created=k.created,
+        generation=t.state.store.generation,
+        urgent=urgent,
+    )
 
 
 def _retain(t: Turn) -> None:
@@ -569,8 +693,6 @@ def advance_completion(t: Turn) -> None:
         t.set_store(completing=True)
         return
     if not state.finished and state.interruption is None and state.phase is Phase.COMPLETED:
-        t.set(finished=True, reason="this run is complete and stored")
-        t.persist()
         t.do(do.ReleaseLease())
         if t.policy.completion_action != "keep":
             t.announce(
@@ -579,6 +701,9 @@ def advance_completion(t: Turn) -> None:
                 5,
             )
             t.do(do.FinishInstance(t.policy.completion_action))
+        # On record afterwards: asking EC2 twice does no harm, never asking costs money.
+        t.set(finished=True, lease_until_wall=0.0, reason="this run is complete and stored")
+        t.persist()
 
 
 def on_completion_stored(t: Turn, _: on.CompletionStored) -> None:

@@ -87,7 +87,7 @@ def on_saves(t: Turn, event: on.SavesInProgress) -> None:
 def stop(t: Turn, *, kill_in: float | None) -> None:
     """Sends the stop signal, once, on record before it goes out."""
     trainer = t.state.trainer
-    if trainer is None or trainer.stop == "sent":
+    if trainer is None or trainer.stop in ("intended", "sent"):
         return
     if kill_in is not None:
         t.set_trainer(kill_at=t.now.mono + kill_in)
@@ -208,17 +208,17 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
     if finished:
         _complete(t)
         return
-    if trainer.hung or (not ours and state.interruption is None):
+    if state.interruption is None and (trainer.hung or not ours):
         unknown = event.status is None and event.signal is None
         _crashed(t, trainer, "stopped making progress" if trainer.hung else how, ran_for, unknown)
         return
     if state.interruption is not None:
         t.persist()
-        t.do(do.Inspect(settled=True))
+        storing.inspect(t)
         t.set_interruption(inspection="asked")
         return
     t.persist()
-    resuming.begin(t, "starting again")
+    resuming.begin(t, "starting again", void_since=trainer.started if trainer.superseded else None)
 
 
 def _refuse_requests(t: Turn) -> tuple[tuple[int, int], ...]:
@@ -240,7 +240,7 @@ def _complete(t: Turn) -> None:
     t.set(completed=True, failures=0)
     t.persist()
     t.announce("completed", f"run {t.state.run} is complete", 5)
-    t.do(do.Inspect(settled=True))
+    storing.inspect(t)
     if t.state.interruption is not None:
         t.set_interruption(inspection="asked")
     elif t.state.phase is not Phase.COMPLETED:
@@ -260,16 +260,20 @@ def _crashed(t: Turn, trainer: Trainer, how: str, ran_for: float, unknown: bool)
             # Whatever is wrong, it is not the checkpoints: the work in them is kept.
             t.do(do.BringBack(name))
         t.set(blamed=(), rejected=frozenset(), crashes_from=None)
-        reason = f"gave up after {failures} crashes without progress; the last one {how}{last}"
-        t.enter(Phase.FAILED, reason)
-        t.persist()
-        t.announce("gave_up", f"{reason}. Mend it, then: systemctl restart spotd", 3)
+        fail(t, f"gave up after {failures} crashes without progress; the last one {how}{last}")
         return
     _blame(t, trainer, ran_for)
     wait = backoff(failures, t.policy.backoff_min, t.policy.backoff_max) if failures else 0.0
     t.set(retry_at=t.now.mono + wait)
     t.enter(Phase.BACKING_OFF, f"the trainer {how}{last}")
     t.persist()
+
+
+def fail(t: Turn, reason: str) -> None:
+    """Gives up until a person restarts spotd, or the machine comes up anew."""
+    t.enter(Phase.FAILED, reason)
+    t.persist()
+    t.announce("gave_up", f"{reason}. Mend it, then: systemctl restart spotd", 3)
 
 
 def _blame(t: Turn, trainer: Trainer, ran_for: float) -> None:
@@ -289,6 +293,7 @@ def _blame(t: Turn, trainer: Trainer, ran_for: float) -> None:
         blamed=(*t.state.blamed, bad.name),
         crashes_from=None,
     )
+    t.persist()
     t.do(do.SetAside(bad.name, f"the trainer crashed {count} times when it resumed from it"))
     t.announce(
         "checkpoint_rejected",

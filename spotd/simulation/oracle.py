@@ -1,0 +1,264 @@
+"""What must hold whatever the weather: told the truth about the world, it judges spotd.
+
+The oracle sees what spotd cannot see (which bytes are really whole) and speaks up when
+what spotd did was not the best that could be done with what there was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spotd.core.state import Phase
+
+if TYPE_CHECKING:
+    from spotd.core import actions as do
+    from spotd.core.actions import Action
+    from spotd.core.state import State
+    from spotd.simulation.daemon import Daemon
+    from spotd.simulation.disk import File
+    from spotd.simulation.machine import Machine
+    from spotd.simulation.trainer import Trainer
+    from spotd.simulation.world import World
+
+PROMPT = 20.0  # seconds in which a whole checkpoint must be safe from a power cut, all being well
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """One start of the trainer: what it resumed from and what had been reached before."""
+
+    at: float
+    machine: str
+    step: int
+    reached: int
+    name: str | None
+
+    @property
+    def lost(self) -> int:
+        """Steps that are trained again."""
+        return max(0, self.reached - self.step)
+
+
+class Oracle:
+    """Collects what was broken, by the name of the invariant."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.violations: list[str] = []
+        self.resumes: list[Resume] = []
+        self.completed_by_trainer = False
+        self._order: dict[str, int] = {}  # content -> when it was written, as a rank
+        self._reached: dict[str, int] = {}
+        self._written: dict[str, tuple[float, File]] = {}  # machine -> its last finished save
+        self._durable: dict[str, tuple[int, str]] = {}  # machine -> newest content called durable
+        self._stored: tuple[int, str] = (-1, "")  # newest content called stored
+        self._signals: dict[int, int] = {}  # pid -> stop signals that reached it
+        self._lives: dict[int, set[int]] = {}
+        self._store_bad_at = -1e9
+        self.useful = 0
+        self.alive = 0.0
+
+    def broken(self, invariant: str, how: str) -> None:
+        """Notes that an invariant does not hold."""
+        self.violations.append(f"{invariant} at {self.world.clock.mono:.1f} s: {how}")
+        self.world.trace.world(f"BROKEN {invariant}: {how}")
+
+    # --- what the trainer does -------------------------------------------------------
+
+    def saved(self, machine: Machine, file: File) -> None:
+        """A checkpoint was written, whole."""
+        self._order[file.content] = len(self._order)
+        self._written[machine.name] = (self.world.clock.mono, file)
+
+    def loaded(self, machine: Machine, trainer: Trainer, file: File | None) -> None:
+        """The trainer has read what it resumes from."""
+        step = 0 if file is None else file.step
+        reached = self._reached.get(machine.name, 0)
+        name = None if file is None else file.name
+        self.resumes.append(Resume(self.world.clock.mono, machine.name, step, reached, name))
+        if trainer.model.searches and file is not None and not file.whole:
+            self.broken("torn aside", f"the trainer found {file.name} by itself, and it is torn")
+
+    def ended(self, machine: Machine, trainer: Trainer) -> None:
+        """The trainer is gone; how far had it come?"""
+        step = trainer.step
+        name = machine.name
+        self._reached[name] = max(step, self._reached.get(name, 0))
+        self.alive += self.world.clock.wall - trainer.started
+
+    # --- what spotd does -------------------------------------------------------------
+
+    def starting(self, daemon: Daemon, action: do.StartTrainer) -> None:
+        """The trainer is about to be started: one at most, from the newest that is whole."""
+        machine = daemon.machine
+        if machine.trainer is not None:
+            self.broken("one trainer", f"attempt {action.attempt} while another one lives")
+            return
+        if daemon.state.completed or self.completed_by_trainer:
+            known = daemon.state.completed or self.world.bucket.completed
+            if known and machine.store_mood() == "ok" and daemon.state.store.status == "open":
+                self.broken("completed", "a complete run is trained again")
+        disk = machine.disk
+        file = None if action.resume_from is None else disk.files.get(action.resume_from)
+        if action.resume_from is not None and (file is None or not file.whole):
+            what = "is not there" if file is None else "is torn"
+            self.broken("never from what is not whole", f"{action.resume_from} {what}")
+            return
+        self._judge_choice(daemon, file)
+
+    def _judge_choice(self, daemon: Daemon, file: File | None) -> None:
+        machine, state = daemon.machine, daemon.state
+        rejected = state.rejected
+        candidates = [f for f in machine.disk.files.values() if f.fingerprint not in rejected]
+        candidates += [f for i, f in machine.disk.holds.items() if i not in rejected]
+        listed = state.store.status == "open" and state.store.lease_until is not None
+        if listed:
+            bucket = self.world.bucket
+            candidates += [
+                bucket.objects[i]
+                for i in bucket.manifests
+                if bucket.restorable(i) and i not in rejected
+            ]
+        mine = (-1, -1) if file is None else (file.step, self._order.get(file.content, -1))
+        for other in candidates:
+            if not other.whole or other.poisoned or self._spoilt(other, rejected, state):
+                continue
+            theirs = (other.step, self._order.get(other.content, -1))
+            if theirs[0] > mine[0] and theirs[1] > mine[1]:
+                taken = "scratch" if file is None else f"step {file.step}"
+                self.broken("the newest whole one", f"{taken} although {other.name} is whole")
+                return
+
+    def _spoilt(self, other: File, rejected: frozenset[str], state: State) -> bool:
+        contents = {k.id for k in state.known if k.fingerprint in rejected or k.id in rejected}
+        if other.fingerprint in rejected or other.content in rejected:
+            return True
+        return any(other.name == k.name for k in state.known if k.id in contents)
+
+    def signalled(
+        self, machine: Machine, action: do.SignalTrainer, targets: tuple[int, ...]
+    ) -> None:
+        """The stop signal reaches a trainer once in the life of a daemon."""
+        if action.purpose != "stop" or not targets or machine.daemon is None:
+            return
+        told = self._lives.setdefault(targets[0], set())
+        if id(machine.daemon) in told:
+            self.broken("signalled once", f"process {targets[0]} was signalled twice")
+        told.add(id(machine.daemon))
+
+    def durable(self, machine: Machine, checkpoint_id: str, file: File | None) -> None:
+        """spotd is told that this one survives a power cut."""
+        if file is not None and file.whole:
+            order = self._order.get(file.content, -1)
+            if order > self._durable.get(machine.name, (-1, ""))[0]:
+                self._durable[machine.name] = (order, checkpoint_id)
+
+    def stored(self, machine: Machine, action: do.Upload, file: File) -> None:
+        """spotd is told that this one is in the store."""
+        if self.world.bucket.mood == "lying":
+            return
+        if not self.world.bucket.restorable(action.id):
+            self.broken("stored means restorable", f"{action.id} is not")
+            return
+        lease = self.world.bucket.lease
+        if lease is not None and lease.holder != machine.instance_id:
+            late = self.world.clock.mono < lease.until
+            if (
+                late
+                and machine.daemon is not None
+                and machine.daemon.state.store.status == "refused"
+            ):
+                self.broken("no lease, no storing", f"{action.id} by {machine.instance_id}")
+        self._stored = max(self._stored, (self._order.get(file.content, -1), action.id))
+
+    def opened(self, machine: Machine) -> None:
+        """The store was listed."""
+
+    def deleting(self, ids: tuple[str, ...]) -> None:
+        """Retention: the newest whole one is never among them."""
+        bucket = self.world.bucket
+        whole = [i for i in bucket.manifests if bucket.restorable(i)]
+        if whole and max(whole) in ids:
+            self.broken("the last one stays", f"{max(whole)} is deleted from the store")
+
+    def let_go(self, machine: Machine, what: str) -> None:
+        """Something on the disk was deleted: is the newest safe one still somewhere?"""
+        order, checkpoint_id = self._durable.get(machine.name, (-1, ""))
+        if order >= 0 and not self._anywhere(machine, order):
+            self.broken("the last one stays", f"{checkpoint_id} was the newest whole one: {what}")
+
+    def _anywhere(self, machine: Machine, order: int) -> bool:
+        disk, bucket = machine.disk, self.world.bucket
+        files = [*disk.files.values(), *disk.holds.values(), *disk.aside.values()]
+        files += [bucket.objects[i] for i in bucket.manifests if bucket.restorable(i)]
+        return any(f.whole and self._order.get(f.content, -1) >= order for f in files)
+
+    def finishing(self, daemon: Daemon) -> None:
+        """The instance is ended by spotd only when the run is complete and stored."""
+        if not (daemon.state.completed and self.world.bucket.completed):
+            self.broken("never powered off", "the instance is ended before the run is complete")
+
+    def decided(
+        self, daemon: Daemon, before: State, after: State, actions: tuple[Action, ...]
+    ) -> None:
+        """One decision was made."""
+        if after.completed and not before.completed and after.phase is not Phase.COMPLETED:
+            self.completed_by_trainer = True
+
+    # --- what the weather does -------------------------------------------------------
+
+    def powering_off(self, machine: Machine, *, orderly: bool) -> None:
+        """Is what was saved long enough ago safe by now?"""
+        written = self._written.get(machine.name)
+        if orderly or written is None or machine.daemon is None:
+            return
+        at, file = written
+        world = self.world
+        size = file.size / world.setup.copy_bandwidth
+        since = max(at, machine.alive_since)
+        calm = world.clock.mono - max(since, world.rough_until) > PROMPT + 3 * size
+        if not calm or machine.daemon.hung_since is not None:
+            return
+        order = self._order[file.content]
+        if (
+            file.content in {f.content for f in machine.disk.files.values()}
+            or file.name == "ckpt.pt"
+        ):
+            safe = self._durable.get(machine.name, (-1, ""))[0]
+            if safe < order and self._stored[0] < order and not file.poisoned:
+                self.broken("promptly safe", f"{file.name} is {world.clock.mono - at:.0f} s old")
+
+    def disk_lost(self, machine: Machine) -> None:
+        """What was only on the disk is gone, and that is nobody's fault."""
+        self._durable.pop(machine.name, None)
+
+    def check_safe(self, machine: Machine) -> None:
+        """After a power cut: what was called durable is still somewhere."""
+        order, checkpoint_id = self._durable.get(machine.name, (-1, ""))
+        if order >= 0 and not self._anywhere(machine, order):
+            self.broken("durable", f"{checkpoint_id} did not survive")
+
+    def at_rest(self) -> None:
+        """The weather is over: everything has come to an end, or says what it waits for."""
+        for machine in self.world.machines:
+            if not machine.up or machine.daemon is None:
+                if machine.wanted and not machine.finished:
+                    self.broken("rest", f"{machine.instance_id}: no spotd is running")
+                continue
+            self._check_rest(machine, machine.daemon.state)
+
+    def _check_rest(self, machine: Machine, state: State) -> None:
+        if state.phase in (Phase.STARTING, Phase.STOPPING, Phase.DRAINING):
+            self.broken("rest", f"{machine.instance_id} is still {state.phase.value}")
+        elif state.phase is Phase.RESTORING and not state.reason:
+            self.broken("rest", f"{machine.instance_id} is restoring and does not say why")
+        elif state.phase is Phase.RUNNING and machine.trainer is None:
+            self.broken("rest", f"{machine.instance_id} says running, and nothing runs")
+        elif state.phase is Phase.COMPLETED and machine.store_mood() == "ok":
+            if not self.world.bucket.completed and state.store.status != "refused":
+                self.broken("rest", "the run is complete and the store does not know")
+        bucket = self.world.bucket
+        held = set(machine.disk.holds)
+        if len(held) > 3 + bool(state.store.upload):  # noqa: PLR2004
+            self.broken("holds", f"{len(held)} holds are left on the disk")
