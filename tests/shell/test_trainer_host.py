@@ -132,7 +132,7 @@ def test_nothing_of_the_daemons_environment_reaches_the_trainer(hosted, monkeypa
     hosted.exited()
     names = set(environment(hosted))
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
-        "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG",
+        "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "PYTHONUNBUFFERED",
         "SPOTD_RUN", "SPOTD_ATTEMPT", "SPOTD_CHECKPOINT_DIR", "SPOTD_STOP_GRACE", "SPOTD_SOCKET",
         "SPOTD_TRAINER_TOKEN", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
     }  # fmt: skip

@@ -72,7 +72,11 @@ def find_account(user: str | None) -> Account:
 
 
 def clean_environment(account: Account) -> dict[str, str]:
-    """What a login would set, and nothing of the daemon's but its language."""
+    """What a login would set, and nothing of the daemon's but its language.
+
+    Python's output to a pipe or a file waits in blocks of 8 KiB; unbuffered, the last lines
+    before a crash are there when somebody asks why.
+    """
     return {
         "HOME": account.home,
         "USER": account.name,
@@ -80,6 +84,7 @@ def clean_environment(account: Account) -> dict[str, str]:
         "SHELL": account.shell,
         "PATH": _PATH,
         "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "PYTHONUNBUFFERED": "1",
     }
 
 
