@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from spotd.core.actions import Hold, Inspect
 from spotd.core.checkpoint import LocalCheckpoint, checkpoint_id
 from spotd.core.events import CheckpointSeen, Durable, Event, Held, LocalInventory
 from spotd.shell.directory.directory import CheckpointDirectory
 from spotd.shell.directory.place import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DEADLINE = 20.0  # seconds; only a broken test waits that long
 T = TypeVar("T", bound=Event)

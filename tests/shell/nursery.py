@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 warnings.simplefilter("ignore")
 
@@ -99,7 +100,7 @@ def save_trainer(path: str, size: int) -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=max(size // 128, 64))
     rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)} for _ in range(4)]
     arguments = TrainingArguments(
-        output_dir=os.path.dirname(path), max_steps=2, save_steps=2, report_to=[], use_cpu=True,
+        output_dir=str(Path(path).parent), max_steps=2, save_steps=2, report_to=[], use_cpu=True,
         per_device_train_batch_size=1, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     Trainer(GPT2LMHeadModel(config), arguments, train_dataset=rows).train()
@@ -138,7 +139,7 @@ def run(job: dict) -> None:
     if "at_byte" in job:
         die_at_byte(job["at_byte"])
     if "at_open" in job:
-        die_at_open(job["at_open"], os.path.dirname(job["path"]))
+        die_at_open(job["at_open"], str(Path(job["path"]).parent))
     JOBS[job["writer"]](job["path"], job["size"])
 
 

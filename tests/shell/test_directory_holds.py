@@ -281,8 +281,8 @@ def test_a_held_content_without_another_name_is_moved_and_not_deleted(tmp_path):
 
 @pytest.mark.parametrize(
     "note",
-    [b"", b"[]", b"{", b'{"id": 5}', b'{"id":"x","name":"../../etc/passwd","kind":"file",'
-     b'"mode":"link","original":"","held":""}'],
+    [b"", b"[]", b"{", b'{"id": 5}', (b'{"id":"x","name":"../../etc/passwd","kind":"file",'
+     b'"mode":"link","original":"","held":""}')],
 )  # fmt: skip
 def test_a_hostile_note_is_not_believed(tmp_path, note):
     slot = tmp_path / "c" / ".spotd-hold" / "00000001-step-1.pt"

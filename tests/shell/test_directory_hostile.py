@@ -256,7 +256,7 @@ def test_a_fingerprint_changes_with_every_file_and_not_with_a_link_to_it(root, t
         lambda: (target / "b.pt").rename(target / "c.pt"),
         lambda: (target / "inner" / "a.pt").write_bytes(b"123"),
         lambda: os.utime(target / "inner" / "a.pt", ns=(1, 1)),
-        lambda: (target / "c.pt").unlink(),
+        (target / "c.pt").unlink,
     ):
         change()
         now = fingerprint(root, "step-1")

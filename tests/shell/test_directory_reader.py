@@ -118,8 +118,8 @@ def wide_zip(*, packed: int, offset: int) -> bytes:
                         500, 500, len(name), 0) + name + data  # fmt: skip
     extra = struct.pack("<2H3Q", 1, 24, 500, packed, offset)
     full = 0xFFFFFFFF
-    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 45, 0, 45, 0, 0, 0, 0, 0,
-                        zlib.crc32(data), full, full, len(name), len(extra), 0, 0, 0, 0, full)  # fmt: skip
+    sizes = (zlib.crc32(data), full, full, len(name), len(extra), 0, 0, 0, 0, full)
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 45, 0, 45, 0, 0, 0, 0, 0, *sizes)
     directory = entry + name + extra
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(directory),
                         len(local))  # fmt: skip

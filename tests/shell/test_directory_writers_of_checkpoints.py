@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from directory_kit import Nursery, a_world
 
 from spotd.core.events import CheckpointSeen, SavesInProgress
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # What the tests call it, the writer, and a name as that writer gives it.
 WRITERS = [
@@ -142,7 +145,7 @@ def test_while_a_save_goes_on_it_is_said_and_when_it_ends_too(world):
         stream.write(b"PK\x03\x04half of it")
         stream.flush()
         assert world.wait(SavesInProgress).names == ("step-1.pt",)
-        os.unlink(world.path / "step-1.pt")
+        (world.path / "step-1.pt").unlink()
     assert world.wait(SavesInProgress).names == ()
 
 

@@ -143,7 +143,7 @@ class CheckpointDirectory:
 
     def arriving(self, name: str) -> None:
         """The store's fetcher is about to put this entry here: not a save of the trainer's."""
-        self._call(lambda: self._candidates.muted.add(name))
+        self._candidates.muted.add(name)  # now, not when the thread comes round to it
 
     def arrived(self, name: str) -> None:
         """The fetcher is done with it, well or badly: known now if whole, and not posted."""
@@ -221,7 +221,7 @@ class CheckpointDirectory:
             self._open(create=False)
         if self._ears is not None and self._root is not None:
             changes = self._ears.hear()
-            if changes.gone:
+            if changes.gone and not is_same(self._root, self._path):
                 self._forget_root()
                 self._open(create=False)
             now = time.monotonic()
@@ -276,6 +276,7 @@ class CheckpointDirectory:
         try:
             root = open_place(self._path, self._owner, create=create)
         except PlaceError as error:
+            self._scanned_once = True  # whatever is there when it comes, is news
             if quietly:
                 self._trouble = DirectoryTrouble(error.reason, error.hint)
             else:
@@ -284,7 +285,7 @@ class CheckpointDirectory:
         self._root = root
         self._blind = is_blind(root)
         with contextlib.suppress(OSError):  # no watches to be had: scanning has to do
-            self._ears = None if self._blind else Ears(root)
+            self._ears = None if self._blind else Ears(root, self._path)
         self._blind = self._ears is None
         self._trouble = None
         self._rescan_at = 0.0

@@ -62,9 +62,7 @@ def open_place(path: str, owner: Owner, *, create: bool) -> int:
     try:
         descriptor = open_without_links(path)
     except FileNotFoundError:
-        if not create:
-            raise PlaceError(f"{path} does not exist") from None
-        descriptor = _make(path, owner)
+        descriptor = _make(path, owner, create=create)
     except OSError as error:
         raise PlaceError(f"{path} cannot be opened: {error.strerror}") from error
     try:
@@ -75,7 +73,7 @@ def open_place(path: str, owner: Owner, *, create: bool) -> int:
     return descriptor
 
 
-def _make(path: str, owner: Owner) -> int:
+def _make(path: str, owner: Owner, *, create: bool) -> int:
     parent, _, last = path.rstrip("/").rpartition("/")
     try:
         above = open_without_links(parent or "/")
@@ -83,7 +81,9 @@ def _make(path: str, owner: Owner) -> int:
         hint = "mount the disk or create the directory"
         raise PlaceError(f"{path} does not exist and neither does {parent}", hint) from error
     try:
-        os.mkdir(last, 0o777 & ~0o022, dir_fd=above)
+        if not create:
+            raise PlaceError(f"{path} does not exist")
+        os.mkdir(last, 0o755, dir_fd=above)
         with opened_directory(above, last) as made:
             if os.geteuid() == 0:
                 os.fchown(made, owner.uid, owner.gid)

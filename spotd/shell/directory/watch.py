@@ -15,7 +15,7 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
-from spotd.shell.directory.tree import opened_directory
+from spotd.shell.directory.tree import open_without_links, opened_directory
 
 MAX_WATCHED = 256  # subdirectories, the newest
 MIN_RESCAN, MAX_RESCAN = 10.0, 120.0  # seconds
@@ -25,6 +25,7 @@ _MASK = (
     flags.CREATE | flags.CLOSE_WRITE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE
     | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR | flags.EXCL_UNLINK
 )  # fmt: skip
+_ABOVE = flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CREATE | flags.ONLYDIR
 _BLIND_FILESYSTEMS = (
     "nfs", "cifs", "smb", "fuse", "lustre", "ceph", "9p", "afs", "gpfs", "beegfs", "glusterfs",
     "ocfs2", "gfs2", "virtiofs",
@@ -36,13 +37,14 @@ class Changes:
     """What was heard since the last time.
 
     Attributes:
-        names: Entries of the checkpoint directory in which something changed.
+        names: Entries of the checkpoint directory in which something changed, in the order
+            in which it did.
         finished: Of these, files closed after writing, or moved here.
         lost: Events were dropped: look at everything.
-        gone: The directory itself was deleted or moved away.
+        gone: Something became of the directory itself: deleted, moved away, replaced.
     """
 
-    names: set[str] = field(default_factory=set)
+    names: dict[str, None] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     lost: bool = False
     gone: bool = False
@@ -78,21 +80,35 @@ def filesystem_of(device: int) -> str:
 
 
 class Ears:
-    """Watches one directory, given as an open descriptor, and subdirectories on demand.
+    """Watches one directory, and subdirectories on demand.
+
+    Args:
+        root: Descriptor of the directory. It keeps the directory alive when it is deleted,
+            and then nothing is heard from the directory itself.
+        path: Its path: what becomes of its name is heard from its parent.
 
     Raises:
         OSError: No more inotify instances or watches are to be had.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, path: str) -> None:
         self._root = root
         self._notify = INotify(nonblocking=True)
         try:
             self._top = self._notify.add_watch(f"/proc/self/fd/{root}", _MASK)
+            parent, _, self._own_name = path.rpartition("/")
+            self._above = self._watch_above(parent or "/")
         except OSError:
             self._notify.close()
             raise
         self._names: OrderedDict[int, tuple[str, str]] = OrderedDict()
+
+    def _watch_above(self, parent: str) -> int:
+        descriptor = open_without_links(parent)
+        try:
+            return int(self._notify.add_watch(f"/proc/self/fd/{descriptor}", _ABOVE))
+        finally:
+            os.close(descriptor)
 
     def fileno(self) -> int:
         """The descriptor to poll."""
@@ -120,10 +136,12 @@ class Ears:
         for event in self._notify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
                 changes.lost = True
+            elif event.wd == self._above:
+                changes.gone = changes.gone or event.name == self._own_name
             elif event.wd == self._top:
                 self._at_top(event.mask, event.name, changes)
             elif event.wd in self._names:
-                changes.names.add(self._names[event.wd][0])
+                changes.names[self._names[event.wd][0]] = None
                 if event.mask & (flags.IGNORED | flags.DELETE_SELF):
                     self._names.pop(event.wd, None)
         return changes
@@ -133,6 +151,6 @@ class Ears:
         if mask & (flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED | flags.UNMOUNT):
             changes.gone = True
         elif name:
-            changes.names.add(name)
+            changes.names[name] = None
             if mask & (flags.CLOSE_WRITE | flags.MOVED_TO) and not mask & flags.ISDIR:
                 changes.finished.add(name)
