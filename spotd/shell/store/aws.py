@@ -217,3 +217,11 @@ class Aws:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def told(answer: Any, name: str) -> str:
+    """Returns what an answer says, which it must: botocore believes one that was cut short."""
+    value = answer.get(name)
+    if not value:
+        raise StoreProblem(f"S3's answer was cut short: it has no {name}", retriable=True)
+    return str(value)

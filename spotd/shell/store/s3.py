@@ -17,7 +17,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spotd.shell.store.aws import Aws, S3Options
+from spotd.shell.store.aws import Aws, S3Options, told
 from spotd.shell.store.checksum import DEFAULT, Algorithm
 from spotd.shell.store.problems import answered
 from spotd.shell.store.protocol import (
@@ -120,7 +120,7 @@ class S3Store:
                 ContentType="application/json", **self._encryption(), **extra,
             ),
         )  # fmt: skip
-        return answer["ETag"]
+        return told(answer, "ETag")
 
     def get(self, key: str, *, limit: int) -> Blob:
         """See `ObjectStore.get`."""
@@ -131,7 +131,7 @@ class S3Store:
                 data = body.read(limit + 1)
             if len(data) > limit:
                 raise Damaged(f"{self.resource(key)} has more than {limit} bytes")
-            return Blob(data, answer["ETag"])
+            return Blob(data, told(answer, "ETag"))
 
         return self._call("GetObject", key, read)
 
@@ -181,7 +181,7 @@ class S3Store:
                 ChecksumType="FULL_OBJECT",
             ),
         )  # fmt: skip
-        return answer["UploadId"]
+        return told(answer, "UploadId")
 
     def surviving(self, key: str, upload: str, recorded: Mapping[int, Part]) -> dict[int, Part]:
         """See `ObjectStore.surviving`."""
@@ -237,7 +237,7 @@ class S3Store:
         stored = answer.get(checksum)
         if stored is not None and stored != value:
             raise Damaged(f"{self.resource(key)} was stored with another checksum")
-        return answer["ETag"]
+        return told(answer, "ETag")
 
     def _completed(self, key: str, size: int, checksum: str, value: str) -> str | None:
         head: Any = self.head(key)
@@ -284,7 +284,7 @@ class S3Store:
         )  # fmt: skip
         result: Any = answer.get("CopyObjectResult", {})
         self._check_copy(key, part, result.get(checksum))
-        return str(result["ETag"])
+        return told(result, "ETag")
 
     def _copy_parts(self, source: str, key: str, part: Part) -> str:
         upload = self.begin(key)
@@ -304,7 +304,9 @@ class S3Store:
                 }
                 copy = functools.partial(self.aws.patient.upload_part_copy, **request)
                 answer = self._call("UploadPartCopy", key, copy)
-                parts[number] = Part(answer["CopyPartResult"]["ETag"], last + 1 - offset, None)
+                parts[number] = Part(
+                    told(answer.get("CopyPartResult", {}), "ETag"), last + 1 - offset, None
+                )
             return self.complete(key, upload, parts, part.crc or 0)
         except BaseException:
             self.abort(key, upload)

@@ -11,6 +11,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spotd.shell.store.aws import told
 from spotd.shell.store.directory import pwrite_all
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece
 from spotd.shell.store.thin import ThinSender, possible
@@ -84,7 +85,7 @@ class BotocoreSender:
         stored = answer.get(f"Checksum{algorithm.name.upper()}")
         if stored is not None and stored != algorithm.encode(body.crc):
             raise Damaged(f"{self._store.resource(key)} arrived damaged", retriable=True)
-        return Part(answer["ETag"], body.length, body.crc)
+        return Part(told(answer, "ETag"), body.length, body.crc)
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
         """See `PartSender.receive`."""

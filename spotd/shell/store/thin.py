@@ -18,7 +18,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT
+from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT, told
 from spotd.shell.store.directory import pwrite_all
 from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head, read_some
 from spotd.shell.store.problems import answered
@@ -107,7 +107,7 @@ class ThinSender:
         stored = response.headers.get(self._trailer)
         if stored is not None and stored != self._algorithm.encode(crc):
             raise Damaged(f"{self._store.resource(key)} arrived damaged", retriable=True)
-        return Part(response.headers["ETag"], piece.length, crc)
+        return Part(told(response.headers, "ETag"), piece.length, crc)
 
     def _send_body(self, connection: Connection, piece: Piece, flow: Flow) -> int:
         crc, start = 0, len(_CHUNK_HEAD)
