@@ -347,7 +347,8 @@ def _drained(t: Turn, *, saved: bool) -> None:
         t.set(interruption=None)
         t.enter(Phase.COMPLETED, "the run is complete")
         return
-    t.enter(Phase.DRAINED, f"safe to stop: {what}")
+    if t.state.phase is not Phase.COMPLETED:
+        t.enter(Phase.DRAINED, f"safe to stop: {what}")
 
 
 def _end_uncaught_drill(t: Turn) -> None:

@@ -157,9 +157,6 @@ def on_started(t: Turn, event: on.Started) -> None:
         storing.inspect(t)
         t.set_interruption(inspection="asked")
         return
-    if t.state.failures >= t.policy.max_failures:
-        training.fail(t, "given up before spotd was started again")
-        return
     resuming.begin(t)
 
 

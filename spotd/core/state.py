@@ -312,7 +312,7 @@ class State:
 # docs/lifecycle.md is drawn from this table, and a test walks it.
 P = Phase
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}),
+    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED}),
     P.RESTORING: frozenset(
         {P.RUNNING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
     ),
