@@ -13,3 +13,4 @@ def seaweed(tmp_path_factory):
     with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         server.make_bucket("spotd-test")
         yield server
+        server.kill()  # its own way to end takes ten seconds, and nobody needs its data

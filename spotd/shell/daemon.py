@@ -39,8 +39,8 @@ from spotd.shell.trainer_socket import TrainerSocket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from spotd.core.events import Event
     from spotd.config import Settings
+    from spotd.core.events import Event
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
 LAST_WORDS = 3.0  # seconds the lease's release may take at the end
@@ -92,9 +92,10 @@ class Daemon:
             settings.paths.runtime / f"{settings.run}.state.json",
             self._state_trouble,
         )
+        self._perform: dict[type, Callable[[Any], None]] = {}  # filled when the parts are there
         self.loop = Loop(
             State(policy=policy_of(settings), run=settings.run),
-            self._performers(),
+            self._perform,
             self.notifier,
             self._announce,
         )
@@ -156,7 +157,7 @@ class Daemon:
             checkpoint_directory=s.checkpoints.directory,
             runtime_directory=s.paths.runtime,
             state_directory=s.paths.state,
-            post=post,
+            post=self._from_trainer,
             socket=self.socket.path,
         )
         self.store = StoreClient(
@@ -175,6 +176,12 @@ class Daemon:
             post=post,
             users=frozenset({owner.uid}),
         )
+        self._perform.update(self._performers())
+
+    def _from_trainer(self, event: Event) -> None:
+        if isinstance(event, on.TrainerExited):
+            self.socket.flush()  # the last step it said counts, and it said that before
+        self.loop.post(event)
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, on.TrainerReported) and event.step is not None:
@@ -192,16 +199,16 @@ class Daemon:
             do.Persist: lambda a: self.records.save(a.record),
             do.Announce: self._announce,
             do.SyncJournal: lambda _: self.journal.sync(),
-            do.Reply: lambda a: self.control.reply(a),
+            do.Reply: self.control.reply,
             do.RunPreflight: lambda _: self.host.run_preflight(),
-            do.StartTrainer: lambda a: self.host.start(a),
-            do.SignalTrainer: lambda a: self.host.signal(a),
-            do.KillTrainer: lambda a: self.host.kill(a),
+            do.StartTrainer: self.host.start,
+            do.SignalTrainer: self.host.signal,
+            do.KillTrainer: self.host.kill,
             do.MeasureActivity: lambda _: self.host.measure_activity(),
-            do.Inspect: lambda a: self.directory.inspect(a),
-            do.Hold: lambda a: self.directory.hold(a),
+            do.Inspect: self.directory.inspect,
+            do.Hold: self.directory.hold,
             do.ReleaseHold: lambda a: self.directory.release_hold(a.id),
-            do.SetAside: lambda a: self.directory.set_aside(a),
+            do.SetAside: self.directory.set_aside,
             do.BringBack: lambda a: self.directory.bring_back(a.name),
             do.Reinstate: lambda a: self.directory.reinstate(a.id),
             do.DeleteLocal: lambda a: self.directory.delete_local(a.name, a.fingerprint),

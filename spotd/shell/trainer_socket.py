@@ -64,6 +64,7 @@ class TrainerSocket:
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._wake = -1
+        self._mutex = threading.Lock()  # of what has been read and not yet passed on
         self._values: dict[str, int | float | str] = {}
         self._paths: dict[str, None] = {}
         self._reported_at = -_REPORT_EVERY
@@ -102,6 +103,14 @@ class TrainerSocket:
         with contextlib.suppress(OSError):
             self.path.unlink()
 
+    def flush(self) -> None:
+        """Passes on all that was said so far: the trainer has ended, and this was its last."""
+        listening = self._socket
+        if listening is not None:
+            with self._mutex:
+                self._drain(listening)
+                self._pass_on(time.monotonic(), everything=True)
+
     def _admit(self) -> None:
         """A user that does not exist yet is admitted when the trainer is started as that user."""
         if self._user is None or os.geteuid() != 0:
@@ -115,10 +124,11 @@ class TrainerSocket:
         poll.register(self._wake, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds())}
-            if listening.fileno() in ready:
-                self._drain(listening)
             closing = self._wake in ready
-            self._pass_on(time.monotonic(), everything=closing)
+            with self._mutex:
+                if listening.fileno() in ready:
+                    self._drain(listening)
+                self._pass_on(time.monotonic(), everything=closing)
             if closing:
                 return
 

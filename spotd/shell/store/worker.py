@@ -290,16 +290,15 @@ class _Troubles:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._last = ""
-        self._next = 0.0
+        self._next: dict[str, float] = {}  # one outage has several faces, which take turns
         self._lock = threading.Lock()
 
     def __call__(self, problem: StoreProblem) -> None:
         with self._lock:
             now = time.monotonic()
-            if problem.message == self._last and now < self._next:
+            if now < self._next.get(problem.message, 0.0):
                 return
-            self._last, self._next = problem.message, now + _TROUBLE_EVERY
+            self._next[problem.message] = now + _TROUBLE_EVERY
         _complain(f"{self._what}: {problem} - trying again")
 
 
