@@ -30,6 +30,7 @@ _GROWTH = 1.6
 _ACTIVE = 3.0  # seconds after a change during which a save counts as going on
 _MAX_TEMPORARY = 64
 _MAX_DECLARED = 1000
+_GLANCE = 32  # checkpoints
 # What loggers leave in output directories; some hold files with a checkpoint's extension.
 _NOT_CHECKPOINTS = frozenset(
     {"wandb", "mlruns", "runs", "logs", "log", "tensorboard", "lightning_logs", "tb_logs",
@@ -146,6 +147,12 @@ class Candidates:
         """
         for name in self._listed(root):
             self.examine(root, name, quietly=quietly)
+        self.report_saves()
+
+    def glance(self, root: int) -> None:
+        """Looks at the newest checkpoints only: events told of all others."""
+        for name in [*self.known][-_GLANCE:]:
+            self.examine(root, name)
         self.report_saves()
 
     def inventory(

@@ -76,6 +76,7 @@ class CheckpointDirectory:
         self._rescan_at = 0.0
         self._trouble: DirectoryTrouble | None = None
         self._scanned_once = False
+        self._scanned = -1  # mtime of the directory when all of it was last looked at
         self._files = Worker("directory-files", self._stop, self._job_failed)
         self._disk = Worker("directory-disk", self._stop, self._job_failed)
         judge = Judge(complete=complete, default_pattern=pattern == ("*",), owner=owner.uid)
@@ -228,7 +229,7 @@ class CheckpointDirectory:
             for name in changes.names:
                 self._candidates.touch(name, now, finished=name in changes.finished)
             if changes.lost:
-                self._rescan_at = now
+                self._scanned, self._rescan_at = -1, now
         while self._commands:
             self._commands.popleft()()
         now = time.monotonic()
@@ -256,7 +257,7 @@ class CheckpointDirectory:
         return max(0.0, due - time.monotonic()) * 1000
 
     def _rescan(self) -> None:
-        """Looks at everything: what the ears missed, and whether the directory is the same."""
+        """The safety net: what the ears missed, and whether the directory is the same."""
         root = self._root
         if root is None:
             return
@@ -265,8 +266,17 @@ class CheckpointDirectory:
             self._open(create=False)
             return
         before = time.thread_time()
-        self._candidates.scan(root, quietly=not self._scanned_once)
+        changed = os.fstat(root).st_mtime_ns
+        if self._blind or changed != self._scanned:
+            self._candidates.scan(root, quietly=not self._scanned_once)
+        else:
+            self._candidates.glance(root)
+        self._rescanned(changed, before)
+
+    def _rescanned(self, changed: int, before: float) -> None:
+        """Everything was looked at; `changed` is the directory's mtime before that."""
         self._scanned_once = True
+        self._scanned = changed
         cost = time.thread_time() - before
         self._rescan_at = time.monotonic() + rescan_interval(cost, blind=self._blind)
 
@@ -288,6 +298,7 @@ class CheckpointDirectory:
             self._ears = None if self._blind else Ears(root, self._path)
         self._blind = self._ears is None
         self._trouble = None
+        self._scanned = -1
         self._rescan_at = 0.0
         lost = volatile(root)
         if lost:
@@ -339,9 +350,11 @@ class CheckpointDirectory:
             # Each inspection gets an answer, the same trouble or not.
             self._post(self._trouble or DirectoryTrouble(f"{self._path} does not exist"))
             return
-        self._scanned_once = True
+        before = time.thread_time()
+        changed = os.fstat(self._root).st_mtime_ns
         try:
             self._inspecting.inspect(self._root, action)
+            self._rescanned(changed, before)
         except OSError as error:
             self._post(DirectoryTrouble(f"{self._path}: {error.strerror or error}"))
 

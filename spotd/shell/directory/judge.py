@@ -30,7 +30,8 @@ from spotd.shell.directory.tree import (
 )
 from spotd.shell.directory.writers import Writers
 
-_MAX_REMEMBERED = 100_000  # readings of files, and what they need, together
+_MAX_REMEMBERED = 50_000  # weight of the readings kept: some five thousand files
+_READING = 10  # weight of one, beside what it needs
 _MAX_GAP_ON_DISK = 100.0  # seconds; files further apart are not of one save
 
 
@@ -190,10 +191,10 @@ class Judge:
             if key in self._readings:
                 return
             self._readings[key] = reading
-            self._weight += 1 + len(reading.needs)
+            self._weight += _READING + len(reading.needs)
             while self._weight > _MAX_REMEMBERED and self._readings:
                 _, old = self._readings.popitem(last=False)
-                self._weight -= 1 + len(old.needs)
+                self._weight -= _READING + len(old.needs)
 
     def forget(self) -> None:
         """Drops what was remembered of files: nothing is being written any more."""
