@@ -81,7 +81,7 @@ def choose(
         held: (id, checkpoint) that spotd holds, whole.
         stored: What the store lists; empty when the store is not to be asked.
         known: What this machine recorded.
-        rejected: Ids and fingerprints that are not to be tried.
+        rejected: Ids and fingerprints that are not to be tried; `hold:<id>` only its hold.
     """
     best = NOTHING
     best_key: tuple[int, int] = (-1, -1)
@@ -107,7 +107,7 @@ def choose(
             unrecorded.append(c)
     for checkpoint_id, c in held:
         k = next((k for k in known if k.id == checkpoint_id), None)
-        if k is not None:
+        if k is not None and f"hold:{k.id}" not in rejected:
             offer(Choice("hold", c.name, k.id, k.step, k.fingerprint), k.sequence, 2)
     for s in stored:
         offer(Choice("store", s.name, s.id, s.step), s.sequence, 1)

@@ -294,7 +294,7 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
         )
         t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
         return
-    since = r.fetch_failing_since if r.fetch_failing_since is not None else t.now.mono
+    since = r.failing_since if r.failing_since is not None else t.now.mono
     storing.trouble(t, event.reason, event.hint)
     if t.now.mono - since >= t.policy.start_timeout and _choose(t, with_store=False) != NOTHING:
         t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
@@ -310,7 +310,7 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
         stage="looking",
         choice=None,
         retry_at=t.now.mono + storing.RETRY_MIN,
-        fetch_failing_since=since,
+        failing_since=since,
     )
     t.set(reason=f"cannot fetch {event.id}: {event.reason}")
 
@@ -335,7 +335,7 @@ def on_reinstated(t: Turn, event: on.Reinstated) -> None:
 
 
 def on_reinstate_failed(t: Turn, event: on.ReinstateFailed) -> None:
-    """Try the one before it."""
+    """It was whole a moment ago: the store's copy of it, or again in a moment (a full disk)."""
     r = t.state.resuming
     if r is None or r.stage != "reinstating":
         return
@@ -345,7 +345,14 @@ def on_reinstate_failed(t: Turn, event: on.ReinstateFailed) -> None:
         4,
         checkpoint=event.id,
     )
-    t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
+    since = r.failing_since if r.failing_since is not None else t.now.mono
+    elsewhere = event.id in {s.id for s in t.state.store.listed}
+    if elsewhere or t.now.mono - since >= t.policy.start_timeout:
+        t.set_resuming(rejected=r.rejected | {f"hold:{event.id}"})
+    t.set_resuming(
+        stage="looking", choice=None, retry_at=t.now.mono + DIRECTORY_RETRY, failing_since=since
+    )
+    t.set(reason=f"cannot put {event.id} back: {event.reason}")
 
 
 # --- clearing, preflight, starting ---------------------------------------------------

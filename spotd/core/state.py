@@ -149,7 +149,7 @@ class Resuming:
     retry_at: float | None = None
     preflight_until: float | None = None
     waiting_for: str = ""
-    fetch_failing_since: float | None = None
+    failing_since: float | None = None
     blind: bool = False
     void_since: float | None = None  # wall clock: what was written from then on is not wanted
 
@@ -229,6 +229,7 @@ class Store:
     lost: bool = False
     holder: str = ""
     listed: tuple[StoredCheckpoint, ...] = ()
+    confirmed: frozenset[str] = frozenset()  # ids that the last listing had
     ever_listed: bool = False
     failures: int = 0
     reason: str = ""

@@ -265,6 +265,7 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         opening=False,
         generation=event.generation,
         listed=event.stored,
+        confirmed=frozenset(stored_ids),
         ever_listed=True,
         lost=False,
         holder="",
@@ -279,7 +280,9 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         if k.id in stored_ids:
             t.set_known(k.id, stored=True)
         elif k.sequence > top:
-            t.set_known(k.id, stored=False)  # whatever the store has said before
+            if k.stored:
+                _not_there(t, k)
+            t.set_known(k.id, stored=False)
         elif not k.stored:
             t.set_known(k.id, unsendable=True)
     if event.completed and not t.state.completed:
@@ -292,6 +295,27 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
             inspect(t, settled=False)
         hold_again(t)
     t.persist()
+
+
+def _not_there(t: Turn, k: Known) -> None:
+    """The store said that it has this one, and does not list it."""
+    trouble(t, f"it acknowledged {k.id} and does not have it", "see whether it can be trusted")
+    t.set_store(upload_retry_at=t.now.mono + RETRY_MAX)
+
+
+def confirmed(t: Turn) -> bool:
+    """Whether what is about to be relied on was seen in a listing; asks for one if not.
+
+    Nothing is deleted, and no machine ended, on the word of an answered upload alone.
+    """
+    store = t.state.store
+    newest = sorted(store.listed, key=lambda s: s.sequence)[-max(1, t.policy.keep) :]
+    if all(s.id in store.confirmed for s in newest):
+        return True
+    if not store.opening:
+        t.do(do.OpenStore())
+        t.set_store(opening=True)
+    return False
 
 
 def _supersede(t: Turn, event: on.StoreOpened) -> None:
@@ -637,7 +661,7 @@ def _retain(t: Turn) -> None:
     if store.deleting or t.state.interruption is not None or t.now.mono < store.delete_retry_at:
         return
     ids = superfluous(store.listed, t.policy.keep)
-    if ids:
+    if ids and confirmed(t):
         t.do(do.DeleteFromStore(ids))
         t.set_store(deleting=True)
 
@@ -688,6 +712,8 @@ def advance_completion(t: Turn) -> None:
         if state.store.status != "open" or not state.completion_inspected:
             return
         if unstored(state) or state.store.completing or t.now.mono < state.store.complete_retry_at:
+            return
+        if not confirmed(t):
             return
         t.do(do.StoreCompletion())
         t.set_store(completing=True)

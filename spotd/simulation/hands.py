@@ -156,7 +156,7 @@ class Hands:
             return  # nothing of it is left that could be made durable
         if held is not None:
             held.durable = True
-        self.world.oracle.durable(self.machine, action.id, held or file)
+        self.world.oracle.durable(self.machine, action.id, held)
         self.daemon.post(on.Durable(action.id))
 
     def ReleaseHold(self, action: do.ReleaseHold) -> None:  # noqa: N802

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spotd.core import events as on
+from spotd.core.state import Phase
 from spotd.simulation.daemon import Daemon, classify_boot, read_record
 from spotd.simulation.disk import Disk
 from spotd.simulation.trainer import Trainer
@@ -67,6 +68,8 @@ class Machine:
         self.wanted = True  # whether systemd is to keep spotd running
         self.asked_to_stop = False
         self.alive_since = 0.0
+        self.unsaved = 0  # steps the last trainer had not saved when it ended
+        self.ready_at = 0.0  # when the last trainer had started up
         self._pids = 100
 
     # --- power -----------------------------------------------------------------------
@@ -95,6 +98,7 @@ class Machine:
         self.world.oracle.powering_off(self, orderly=orderly)
         if self.trainer is not None:
             self.world.oracle.ended(self, self.trainer)
+            self.unsaved = self.trainer.step - self.trainer.saved_step
             self.trainer.alive = False
             self.trainer = None
         if self.daemon is not None:
@@ -240,6 +244,15 @@ class Machine:
     def _seen(self, daemon: Daemon, file: File) -> None:
         if self.disk.files.get(file.name) is file and not file.torn:
             daemon.post(on.CheckpointSeen(file.seen()))
+
+    def at_rest(self) -> bool:
+        """Whether nothing more will happen here: the run is complete, on both sides."""
+        if self.finished:
+            return not self.up
+        if self.daemon is None or self.trainer is not None or not self.daemon.alive:
+            return False
+        state = self.daemon.state
+        return state.phase is Phase.COMPLETED and state.finished
 
     def store_mood(self) -> str:
         """Returns how well the store answers this machine."""

@@ -76,6 +76,7 @@ class Oracle:
         step = 0 if file is None else file.step
         reached = self._reached.get(machine.name, 0)
         name = None if file is None else file.name
+        self.check_safe(machine)
         self.resumes.append(Resume(self.world.clock.mono, machine.name, step, reached, name))
         if trainer.model.searches and file is not None and not file.whole:
             self.broken("torn aside", f"the trainer found {file.name} by itself, and it is torn")
@@ -105,6 +106,10 @@ class Oracle:
             what = "is not there" if file is None else "is torn"
             self.broken("never from what is not whole", f"{action.resume_from} {what}")
             return
+        lease, store = self.world.bucket.lease, daemon.state.store
+        if store.status == "open" and (lease is None or lease.holder != machine.instance_id):
+            if lease is not None and lease.until > self.world.clock.mono:
+                self.broken("one machine", f"started while {lease.holder} has the lease")
         self._judge_choice(daemon, file)
 
     def _judge_choice(self, daemon: Daemon, file: File | None) -> None:
@@ -148,7 +153,7 @@ class Oracle:
         told.add(id(machine.daemon))
 
     def durable(self, machine: Machine, checkpoint_id: str, file: File | None) -> None:
-        """spotd is told that this one survives a power cut."""
+        """spotd is told that this one survives a power cut (where it could be held)."""
         if file is not None and file.whole:
             order = self._order.get(file.content, -1)
             if order > self._durable.get(machine.name, (-1, ""))[0]:
@@ -229,6 +234,30 @@ class Oracle:
             if safe < order and self._stored[0] < order and not file.poisoned:
                 self.broken("promptly safe", f"{file.name} is {world.clock.mono - at:.0f} s old")
 
+    def check_notice(self, machine: Machine, left: float) -> None:
+        """EC2 stops the instance, after a notice in fair weather: nothing is lost."""
+        world, model = self.world, self.world.setup.trainer
+        policy = world.setup.policy
+        need = 6.0 + 2 * model.save_seconds + policy.margin
+        since = world.clock.mono - left
+        if not (model.catches and model.saves and left >= need) or left > 120.0:  # noqa: PLR2004
+            return
+        calm = machine.alive_since < since - 10.0 and machine.ready_at < since
+        if not calm or machine.boots == 0 or self._written.get(machine.name) is None:
+            return
+        if machine.trainer is not None or machine.unsaved:
+            self.broken("no step lost", f"{machine.unsaved} steps, with {left:.0f} s of notice")
+            return
+        file = self._written[machine.name][1]
+        mood = machine.store_mood()
+        rate = world.setup.store.bandwidth
+        send = 20.0 + 3 * file.size / rate + 3 * file.size / world.setup.copy_bandwidth
+        if mood == "ok" and left - policy.margin > need + send and world.bucket.lease is not None:
+            if world.bucket.lease.holder != machine.instance_id:
+                return
+            if self._order[file.content] > self._stored[0]:
+                self.broken("stored in time", f"{file.name} was not, with {left:.0f} s of notice")
+
     def disk_lost(self, machine: Machine) -> None:
         """What was only on the disk is gone, and that is nobody's fault."""
         self._durable.pop(machine.name, None)
@@ -241,6 +270,10 @@ class Oracle:
 
     def at_rest(self) -> None:
         """The weather is over: everything has come to an end, or says what it waits for."""
+        ends = {m.daemon.state.phase for m in self.world.machines if m.daemon is not None}
+        good = bool(ends & {Phase.COMPLETED, Phase.FAILED}) or not ends
+        if not good and self.world.setup.trainer.total_steps is not None:
+            self.broken("rest", f"hours of quiet and still {ends.pop().value}")
         for machine in self.world.machines:
             if not machine.up or machine.daemon is None:
                 if machine.wanted and not machine.finished:

@@ -72,6 +72,7 @@ class Trainer:
         self._step = 0 if file is None else file.step
         self.saved_step = self._step
         self.ready = True
+        self.machine.ready_at = self.machine.clock.mono
         self.machine.world.oracle.loaded(self.machine, self, file)
         if file is not None and file.poisoned:
             self._since = self.machine.clock.mono
@@ -181,6 +182,7 @@ class Trainer:
             return
         self.machine.world.oracle.ended(self.machine, self)
         self.alive = False
+        self.machine.unsaved = self.step - self.saved_step
         self.machine.trainer = None
         known = self.parent is self.machine.daemon
         event = on.TrainerExited(

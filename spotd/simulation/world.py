@@ -66,6 +66,8 @@ class World:
         self.replies: list[do.Reply] = []
         self.record_failures = 0
         self.rough_until = -1e9
+        self.last_weather = -1e9
+        self._calm = False
         self.machines = [Machine(self, "1")]
 
     @property
@@ -86,6 +88,8 @@ class World:
         return self
 
     def _over(self) -> bool:
+        if self._calm and all(m.at_rest() for m in self.machines):
+            return True
         if self.steps > TOO_MANY:
             self.oracle.broken("rest", f"{self.steps} decisions and no end")
             return True
@@ -121,11 +125,13 @@ class World:
         """Has something happen: the name of a method below."""
         words = ", ".join(f"{k}={v}" for k, v in how.items())
         self.trace.world(what.replace("_", " ") + (f" ({words})" if words else ""))
+        self.last_weather = self.clock.mono
         self.rough_until = max(self.rough_until, self.clock.mono + float(how.get("seconds") or 0))
         getattr(self, f"do_{what}")(**how)
 
     def calm(self) -> None:
         """All troubles end: what is left is spotd's own doing."""
+        self._calm = True
         self.bucket.mood = "ok"
         for machine in self.machines:
             machine.network = "ok"
@@ -171,11 +177,15 @@ class World:
         m.imds.time = self.clock.wall + seconds if time else None
         m.imds.slides = slides
         self._metadata_changed(m)
-        self.clock.after(max(0.0, seconds + late), self._carry_out, m, m.boots, stop, down)
+        self.clock.after(
+            max(0.0, seconds + late), self._carry_out, m, m.boots, stop, down, self.clock.mono
+        )
 
-    def _carry_out(self, m: Machine, boot: int, stop: str, down: float) -> None:
+    def _carry_out(self, m: Machine, boot: int, stop: str, down: float, since: float) -> None:
         if not m.up or m.boots != boot or m.finished:
             return
+        if stop != "none" and self.last_weather <= since and self.rough_until < since:
+            self.oracle.check_notice(m, self.clock.mono - since)
         if stop == "cut":
             m.cut(down)
         elif stop == "orderly":
