@@ -292,27 +292,14 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
             3,
             checkpoint=event.id,
         )
-        t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
+        t.set(rejected=t.state.rejected | {event.id})
+        t.persist()  # before retention counts it among those that are kept
+        t.set_resuming(stage="looking", choice=None)
         return
-    since = r.failing_since if r.failing_since is not None else t.now.mono
     storing.trouble(t, event.reason, event.hint)
-    if t.now.mono - since >= t.policy.start_timeout and _choose(t, with_store=False) != NOTHING:
-        t.set_resuming(stage="looking", choice=None, rejected=r.rejected | {event.id})
-        t.announce(
-            "restore_gave_up",
-            f"{event.id} could not be fetched for {t.policy.start_timeout:.0f} s: resuming from "
-            "the older checkpoint on the disk",
-            4,
-            checkpoint=event.id,
-        )
-        return
-    t.set_resuming(
-        stage="looking",
-        choice=None,
-        retry_at=t.now.mono + storing.RETRY_MIN,
-        failing_since=since,
-    )
+    t.set_resuming(stage="looking", choice=None)
     t.set(reason=f"cannot fetch {event.id}: {event.reason}")
+    _try_again(t, event.id, r.rejected | {event.id}, storing.RETRY_MIN)
 
 
 def on_fetch_progress(t: Turn, event: on.FetchProgressed) -> None:
@@ -339,20 +326,39 @@ def on_reinstate_failed(t: Turn, event: on.ReinstateFailed) -> None:
     r = t.state.resuming
     if r is None or r.stage != "reinstating":
         return
-    t.announce(
-        "checkpoint_rejected",
-        f"held checkpoint {event.id} could not be put back: {event.reason}",
-        4,
-        checkpoint=event.id,
-    )
+    said = f"held checkpoint {event.id} could not be put back: {event.reason}"
+    if r.waiting_for != said:
+        t.announce("checkpoint_rejected", said, 4, checkpoint=event.id)
+    t.set_resuming(stage="looking", choice=None, waiting_for=said)
+    t.set(reason=said)
+    without = r.rejected | {f"hold:{event.id}"}
+    if event.id in {s.id for s in t.state.store.listed}:
+        t.set_resuming(rejected=without)
+        return
+    _try_again(t, event.id, without, DIRECTORY_RETRY)
+
+
+def _try_again(t: Turn, checkpoint_id: str, without: frozenset[str], pause: float) -> None:
+    """Again in a moment; after `store.start_timeout` an older one, if there is one."""
+    r = t.state.resuming
+    if r is None:
+        return
     since = r.failing_since if r.failing_since is not None else t.now.mono
-    elsewhere = event.id in {s.id for s in t.state.store.listed}
-    if elsewhere or t.now.mono - since >= t.policy.start_timeout:
-        t.set_resuming(rejected=r.rejected | {f"hold:{event.id}"})
-    t.set_resuming(
-        stage="looking", choice=None, retry_at=t.now.mono + DIRECTORY_RETRY, failing_since=since
+    t.set_resuming(retry_at=t.now.mono + pause, failing_since=since)
+    if t.now.mono - since < t.policy.start_timeout:
+        return
+    t.set_resuming(rejected=without)
+    if _choose(t, with_store=t.state.store.status == "open") is NOTHING:
+        t.set_resuming(rejected=r.rejected)
+        return
+    t.set_resuming(retry_at=None)
+    t.announce(
+        "restore_gave_up",
+        f"{checkpoint_id} could not be put back for {t.policy.start_timeout:.0f} s: resuming from "
+        "an older checkpoint",
+        4,
+        checkpoint=checkpoint_id,
     )
-    t.set(reason=f"cannot put {event.id} back: {event.reason}")
 
 
 # --- clearing, preflight, starting ---------------------------------------------------

@@ -660,7 +660,9 @@ def _retain(t: Turn) -> None:
     store = t.state.store
     if store.deleting or t.state.interruption is not None or t.now.mono < store.delete_retry_at:
         return
-    ids = superfluous(store.listed, t.policy.keep)
+    if t.state.resuming is not None:
+        return  # the newest may turn out to be damaged, and then an older one is wanted
+    ids = superfluous([s for s in store.listed if s.id not in t.state.rejected], t.policy.keep)
     if ids and confirmed(t):
         t.do(do.DeleteFromStore(ids))
         t.set_store(deleting=True)

@@ -22,12 +22,13 @@ SLOW = 30.0  # a slow store takes so many times as long
 class Sending:
     """The upload under way."""
 
-    __slots__ = ("action", "file", "since")
+    __slots__ = ("action", "began", "file", "since")
 
-    def __init__(self, action: do.Upload, file: File, since: float) -> None:
+    def __init__(self, action: do.Upload, file: File, since: float, began: float) -> None:
         self.action = action
         self.file = file
         self.since = since
+        self.began = began
 
 
 class Hands:
@@ -39,7 +40,7 @@ class Hands:
         self.world = daemon.world
         self.bucket = daemon.world.bucket
         self.sending: Sending | None = None
-        self.fetching: str | None = None
+        self.fetching: list[str] | None = None
 
     def act(self, action: do.Action) -> None:
         """Carries one action out."""
@@ -64,6 +65,8 @@ class Hands:
             disk.record = action.record
 
     def Announce(self, action: do.Announce) -> None:  # noqa: N802
+        if action.name == "restore_gave_up":
+            self.world.oracle.gave_up_at = self.daemon.clock.mono
         self.world.announced[action.name] = self.world.announced.get(action.name, 0) + 1
         if action.name not in EVENTS:
             self.world.oracle.broken("journal", f"{action.name} is not in the table of events")
@@ -156,7 +159,7 @@ class Hands:
             return  # nothing of it is left that could be made durable
         if held is not None:
             held.durable = True
-        self.world.oracle.durable(self.machine, action.id, held)
+        self.world.oracle.durable(self.machine, action.id, held, file)
         self.daemon.post(on.Durable(action.id))
 
     def ReleaseHold(self, action: do.ReleaseHold) -> None:  # noqa: N802
@@ -265,7 +268,11 @@ class Hands:
             if file is None or file.fingerprint != action.fingerprint:
                 self._answer(0.05, on.UploadFailed(action.id, "it changed", gone=True))
                 return
-        self.sending = Sending(action, file, self.daemon.clock.mono)
+        now = self.daemon.clock.mono
+        self._send(Sending(action, file, now, now))
+
+    def _send(self, sending: Sending) -> None:
+        self.sending = sending
         if self.machine.store_mood() == "down":
             self.daemon.later(DOWN_SECONDS, self._upload_fails, self.sending)
             return
@@ -273,6 +280,18 @@ class Hands:
         if seconds > 10.0:  # noqa: PLR2004 - progress is worth a line
             self.daemon.later(seconds / 2, self._progress, self.sending)
         self.daemon.later(seconds, self._sent, self.sending)
+
+    def pause(self) -> None:
+        """The link is about to change: what has been sent so far was sent at its old speed."""
+        self._note_sent()
+
+    def go_on(self) -> None:
+        """The link has changed: the rest takes as long as it takes now."""
+        if self.sending is not None:
+            old = self.sending
+            self._send(Sending(old.action, old.file, self.daemon.clock.mono, old.began))
+        if self.fetching is not None:
+            self._fetch(self.fetching[0])
 
     def bandwidth(self) -> float:
         """Bytes per second at this moment."""
@@ -329,7 +348,7 @@ class Hands:
             self.daemon.post(on.UploadFailed(action.id, said, gone=True))
             return
         self.world.oracle.stored(self.machine, action, file)
-        seconds = self.daemon.clock.mono - sending.since
+        seconds = self.daemon.clock.mono - sending.began
         self.daemon.post(on.Uploaded(action.id, file.size, file.size, seconds))
 
     def StopUploads(self, _: do.StopUploads) -> None:  # noqa: N802
@@ -338,25 +357,29 @@ class Hands:
         self._answer(0.05, on.UploadsStopped())
 
     def Fetch(self, action: do.Fetch) -> None:  # noqa: N802
-        self.fetching = action.id
+        self._fetch(action.id)
+
+    def _fetch(self, checkpoint_id: str) -> None:
+        self.fetching = fetching = [checkpoint_id]
         if self.machine.store_mood() == "down":
-            self.daemon.later(DOWN_SECONDS, self._fetch_fails, action.id)
+            self.daemon.later(DOWN_SECONDS, self._fetch_fails, fetching)
             return
-        stored = self.bucket.manifests.get(action.id)
+        stored = self.bucket.manifests.get(checkpoint_id)
         size = 0 if stored is None else stored.manifest.size
         seconds = self.bucket.model.latency + size / self.bandwidth()
-        self.daemon.later(seconds, self._fetched, action.id)
+        self.daemon.later(seconds, self._fetched, fetching)
 
-    def _fetch_fails(self, checkpoint_id: str) -> None:
-        if self.fetching == checkpoint_id:
+    def _fetch_fails(self, fetching: list[str]) -> None:
+        if self.fetching is fetching:
             self.fetching = None
-            self.daemon.post(on.FetchFailed(checkpoint_id, "connection timed out"))
+            self.daemon.post(on.FetchFailed(fetching[0], "connection timed out"))
 
-    def _fetched(self, checkpoint_id: str) -> None:
-        if self.fetching != checkpoint_id:
+    def _fetched(self, fetching: list[str]) -> None:
+        if self.fetching is not fetching:
             return
+        checkpoint_id = fetching[0]
         if self.machine.store_mood() == "down":
-            self._fetch_fails(checkpoint_id)
+            self._fetch_fails(fetching)
             return
         self.fetching = None
         disk = self.machine.disk
@@ -364,6 +387,7 @@ class Hands:
             self.daemon.post(on.FetchFailed(checkpoint_id, "no space left on device"))
             return
         if not self.bucket.restorable(checkpoint_id):
+            self.world.oracle.rotten_seen.add(checkpoint_id)
             self.daemon.post(on.FetchFailed(checkpoint_id, "wrong checksum", damaged=True))
             return
         file = self.bucket.objects[checkpoint_id].copy(disk.fingerprint())

@@ -51,11 +51,13 @@ class Oracle:
         self._order: dict[str, int] = {}  # content -> when it was written, as a rank
         self._reached: dict[str, int] = {}
         self._written: dict[str, tuple[float, File]] = {}  # machine -> its last finished save
+        self._synced: dict[str, int] = {}  # the same, held or not
         self._durable: dict[str, tuple[int, str]] = {}  # machine -> newest content called durable
         self._stored: tuple[int, str] = (-1, "")  # newest content called stored
         self._signals: dict[int, int] = {}  # pid -> stop signals that reached it
         self._lives: dict[int, set[int]] = {}
-        self._store_bad_at = -1e9
+        self.gave_up_at = -1e9  # when spotd last said that it takes an older one
+        self.rotten_seen: set[str] = set()  # found damaged when they were fetched
         self.useful = 0
         self.alive = 0.0
 
@@ -115,6 +117,8 @@ class Oracle:
     def _judge_choice(self, daemon: Daemon, file: File | None) -> None:
         machine, state = daemon.machine, daemon.state
         rejected = state.rejected
+        if self.world.clock.mono - self.gave_up_at < 60.0:  # noqa: PLR2004 - said, and why
+            return
         candidates = [f for f in machine.disk.files.values() if f.fingerprint not in rejected]
         candidates += [f for i, f in machine.disk.holds.items() if i not in rejected]
         listed = state.store.status == "open" and state.store.lease_until is not None
@@ -152,8 +156,15 @@ class Oracle:
             self.broken("signalled once", f"process {targets[0]} was signalled twice")
         told.add(id(machine.daemon))
 
-    def durable(self, machine: Machine, checkpoint_id: str, file: File | None) -> None:
-        """spotd is told that this one survives a power cut (where it could be held)."""
+    def durable(
+        self, machine: Machine, checkpoint_id: str, held: File | None, file: File | None
+    ) -> None:
+        """spotd is told that this one survives a power cut."""
+        for one in (held, file):
+            if one is not None:
+                order = self._order.get(one.content, -1)
+                self._synced[machine.name] = max(order, self._synced.get(machine.name, -1))
+        file = held  # what is not held, the trainer may overwrite at any time
         if file is not None and file.whole:
             order = self._order.get(file.content, -1)
             if order > self._durable.get(machine.name, (-1, ""))[0]:
@@ -184,8 +195,10 @@ class Oracle:
         """Retention: the newest whole one is never among them."""
         bucket = self.world.bucket
         whole = [i for i in bucket.manifests if bucket.restorable(i)]
-        if whole and max(whole) in ids:
-            self.broken("the last one stays", f"{max(whole)} is deleted from the store")
+        left = [i for i in whole if i not in ids]
+        newest = max(bucket.manifests, default="")
+        if newest in ids or (whole and not left and newest in self.rotten_seen):
+            self.broken("the last one stays", f"{max(ids)} is deleted from the store")
 
     def let_go(self, machine: Machine, what: str) -> None:
         """Something on the disk was deleted: is the newest safe one still somewhere?"""
@@ -230,7 +243,7 @@ class Oracle:
             file.content in {f.content for f in machine.disk.files.values()}
             or file.name == "ckpt.pt"
         ):
-            safe = self._durable.get(machine.name, (-1, ""))[0]
+            safe = self._synced.get(machine.name, -1)
             if safe < order and self._stored[0] < order and not file.poisoned:
                 self.broken("promptly safe", f"{file.name} is {world.clock.mono - at:.0f} s old")
 

@@ -132,9 +132,9 @@ class World:
     def calm(self) -> None:
         """All troubles end: what is left is spotd's own doing."""
         self._calm = True
-        self.bucket.mood = "ok"
+        self._set_mood(self.bucket, "mood", "ok")
         for machine in self.machines:
-            machine.network = "ok"
+            self._set_mood(machine, "network", "ok")
             machine.start_trouble = ""
             machine.preflight_ok = True
             machine.disk.full = machine.disk.missing = False
@@ -354,15 +354,23 @@ class World:
 
     def do_store(self, mood: str = "down", seconds: float | None = 300.0) -> None:
         """The store is "down", "slow", "lying" or "ok"."""
-        self.bucket.mood = mood
+        self._set_mood(self.bucket, "mood", mood)
         if seconds is not None:
             self.clock.after(seconds, self.do_store, "ok", None)
 
     def do_network(self, mood: str = "down", seconds: float = 300.0, machine: int = 0) -> None:
         """One machine does not reach the store."""
         m = self._machine(machine)
-        m.network = mood
-        self.clock.after(seconds, setattr, m, "network", "ok")
+        self._set_mood(m, "network", mood)
+        self.clock.after(seconds, self._set_mood, m, "network", "ok")
+
+    def _set_mood(self, whose: object, name: str, mood: str) -> None:
+        hands = [m.daemon.hands for m in self.machines if m.daemon is not None]
+        for one in hands:
+            one.pause()
+        setattr(whose, name, mood)
+        for one in hands:
+            one.go_on()
 
     def do_damage(self) -> None:
         """The newest object in the store rots."""
