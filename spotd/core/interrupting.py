@@ -275,8 +275,7 @@ def advance(t: Turn) -> None:
         if trainer.stop is None:
             training.stop(t, kill_in=None if i.kill_at is None else i.kill_at - now)
         if trainer.stop == "uncaught" and training.is_settled(t):
-            last_chance = i.kill_at if i.kill_at is not None else i.deadline
-            if i.exit_after and i.source == "stop" and not training.saves_before(t, last_chance):
+            if i.exit_after and i.source == "stop" and not _save_to_come(t, i):
                 training.kill(t, "it does not catch the stop signal, and what it saved is stored")
             elif i.source == "drill":
                 _end_uncaught_drill(t)
@@ -289,6 +288,14 @@ def advance(t: Turn) -> None:
     i = t.state.interruption
     if i is not None and i.resume_at is not None and now >= i.resume_at:
         _not_carried_out(t)
+
+
+def _save_to_come(t: Turn, i: Interruption) -> bool:
+    """Whether it is worth waiting for a save of the trainer's own: for one, not for ever."""
+    saved = t.state.saved_at
+    if saved is not None and saved >= i.seen:
+        return False
+    return training.saves_before(t, i.kill_at if i.kill_at is not None else i.deadline)
 
 
 def _check_drained(t: Turn) -> None:
