@@ -116,6 +116,7 @@ def test_four_sharded_ranks_end_the_same_go_on_without_space_and_are_overtaken(s
 
 def test_what_four_ranks_have_saved_is_resumed_by_two(shards):
     directory, _, _ = shards
+    shutil.copytree(directory / "moving", directory / "resumed")
     process = start(torchrun(2, HERE / "ranks_sharded.py", directory, "resume"), directory)
     out = finish(process)
     assert process.returncode == 0, out
@@ -137,7 +138,8 @@ def plain_run(directory, width: int = 64):
 @pytest.fixture
 def moving(shards, tmp_path):
     directory = tmp_path / "c"
-    shutil.copytree(shards[0] / "overtaken", directory)
+    shutil.copytree(shards[0] / "moving", directory)
+    shutil.rmtree(directory / "step-00000004")
     return directory
 
 

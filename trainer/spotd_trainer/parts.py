@@ -159,6 +159,12 @@ class Parts:
                 found.append(
                     "the learning rate is scheduled, but the session was given no scheduler"
                 )
+        if _regroups(self.model):
+            found.append(
+                "DistributedDataParallel regroups the gradients after its first step, and with "
+                "more than two ranks a sum depends on the grouping in its last bit: give it "
+                "find_unused_parameters=True, or use fully_shard"
+            )
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             if torch.backends.cudnn.benchmark:
                 found.append("torch.backends.cudnn.benchmark picks kernels by how fast they ran")
@@ -177,6 +183,14 @@ def _state_of(part: Any, key: str) -> Any:
     if isinstance(part, torch.Generator):
         return part.get_state()
     return plain(part.state_dict(), key)
+
+
+def _regroups(model: torch.nn.Module) -> bool:
+    return (
+        isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        and not model.find_unused_parameters
+        and torch.distributed.get_world_size() > 2  # noqa: PLR2004 - two summands commute
+    )
 
 
 def _load_part(path: Path, key: str, part: Any, saved: Any) -> None:

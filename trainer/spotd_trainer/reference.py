@@ -169,7 +169,12 @@ def over_ranks(gpt: GPT, options: argparse.Namespace, device: torch.device) -> t
         fully_shard(gpt)
         return gpt
     devices = [device.index] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(gpt, device_ids=devices)
+    # DDP otherwise regroups the gradients after the first step of a process, and with more than
+    # two ranks a sum depends on the grouping in its last bit: a resume would not be exact.
+    exact = torch.distributed.get_world_size() > 2  # noqa: PLR2004 - two summands commute
+    return torch.nn.parallel.DistributedDataParallel(
+        gpt, device_ids=devices, find_unused_parameters=exact
+    )
 
 
 @contextlib.contextmanager
