@@ -13,7 +13,6 @@ import gc
 import io
 import os
 import queue
-import signal
 import tempfile
 import time
 import zipfile
@@ -95,7 +94,6 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=25.0)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
     for kind, name in (("checkpoints", "step-{}.pt"), ("logs", "line-{}.log")):
         with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as full:
             fill(Path(full), arguments.files, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import time
@@ -116,7 +115,6 @@ class World:
 
 @contextmanager
 def a_world(path: Path, **more: object) -> Iterator[World]:
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
     world = World(path, **more)
     world.directory.start()
     try:

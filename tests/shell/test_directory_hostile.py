@@ -304,6 +304,23 @@ def test_the_lease_is_given_back(target):
     assert fcntl.fcntl(target[1], fcntl.F_GETLEASE) == fcntl.F_UNLCK
 
 
+def test_a_writer_that_comes_while_we_ask_does_not_end_the_daemon(target):
+    """The kernel signals whoever holds the lease that a writer wants; SIGIO would kill it."""
+    code = (
+        "import os, sys\n"
+        "from spotd.shell.directory.writers import try_lease\n"
+        "asker = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "child = os.fork()\n"
+        "for _ in range(3000):\n"
+        "    if child: try_lease(asker)\n"
+        "    else: os.close(os.open(sys.argv[1], os.O_WRONLY))\n"
+        "if child: sys.exit(os.waitpid(child, 0)[1])\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target[0])], check=False)
+    assert done.returncode == 0
+
+
 def test_without_leases_the_descriptors_of_all_processes_are_looked_through(target, monkeypatch):
     monkeypatch.setattr(writers, "try_lease", lambda _: None)
     code = "import sys; f = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read()"

@@ -20,6 +20,7 @@ from spotd.core.events import (
 )
 from spotd.shell.directory import directory as module
 from spotd.shell.directory import watch
+from spotd.shell.directory.answers import Answers
 from spotd.shell.directory.place import Owner, PlaceError, open_place
 from spotd.shell.directory.watch import rescan_interval
 
@@ -249,6 +250,32 @@ def test_permission_bits_decide_who_may_write(tmp_path):
     tmp_path.chmod(0o770)
     assert Owner(4711, 1, (status.st_gid,)).may_write(tmp_path.stat())
     assert not Owner(4711, 1).may_write(tmp_path.stat())
+
+
+def test_a_disk_without_room_for_the_next_one_is_said_once(world, monkeypatch):
+    real = os.fstatvfs
+
+    def nearly_full(descriptor):
+        status = real(descriptor)
+        return os.statvfs_result((*status[:4], 400, *status[5:]))
+
+    monkeypatch.setattr("spotd.shell.directory.place.os.fstatvfs", nearly_full)
+    monkeypatch.setattr("spotd.shell.directory.place._FULL", 1 << 30)
+    for _ in range(2):
+        world.inspect()
+    trouble = world.wait(DirectoryTrouble)
+    assert "full" in trouble.reason
+    assert "keep_local" in trouble.hint
+    world.inspect()
+    assert [e for e in world.posted if isinstance(e, DirectoryTrouble)] == [trouble]
+
+
+def test_a_remark_does_not_pass_for_the_answer_to_an_inspection(world, tmp_path):
+    answers = Answers(world.posted.append)
+    answers.asked()
+    answers.post(DirectoryTrouble("a remark"))
+    answers.answer(LocalInventory())
+    assert world.posted[-2:] == [LocalInventory(), DirectoryTrouble("a remark")]
 
 
 # --- what the trainer says -----------------------------------------------------------------

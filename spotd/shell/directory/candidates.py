@@ -155,6 +155,11 @@ class Candidates:
             self.examine(root, name)
         self.report_saves()
 
+    def newest(self) -> LocalCheckpoint | None:
+        """Returns the newest whole checkpoint."""
+        whole = (known.checkpoint for known in self.known.values())
+        return max(whole, key=lambda checkpoint: checkpoint.mtime_ns, default=None)
+
     def inventory(
         self, root: int, *, settled: bool
     ) -> tuple[list[LocalCheckpoint], list[tuple[str, str]]]:

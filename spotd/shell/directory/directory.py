@@ -17,13 +17,22 @@ from typing import TYPE_CHECKING
 
 from spotd.core.completeness import AUTO
 from spotd.core.events import DirectoryTrouble, Event
+from spotd.shell.directory.answers import Answers
 from spotd.shell.directory.candidates import Candidates
 from spotd.shell.directory.handling import Handling, Source
 from spotd.shell.directory.holds import Holds
 from spotd.shell.directory.inspecting import Inspecting
 from spotd.shell.directory.judge import Judge
 from spotd.shell.directory.parts import Parts
-from spotd.shell.directory.place import Owner, PlaceError, is_same, open_place, volatile
+from spotd.shell.directory.place import (
+    FREE_SOME_SPACE,
+    Owner,
+    PlaceError,
+    is_same,
+    no_room,
+    open_place,
+    volatile,
+)
 from spotd.shell.directory.tree import SwappedError
 from spotd.shell.directory.watch import Ears, is_blind, rescan_interval
 from spotd.shell.directory.workers import Worker
@@ -65,7 +74,8 @@ class CheckpointDirectory:
         self._configured = os.path.normpath(str(path))
         self._path = self._configured
         self._owner = owner
-        self._post = post
+        self._answers = Answers(post)
+        self._post = self._answers.post
         self._stop = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._commands: deque[Callable[[], None]] = deque()
@@ -80,12 +90,13 @@ class CheckpointDirectory:
         self._files = Worker("directory-files", self._stop, self._job_failed)
         self._disk = Worker("directory-disk", self._stop, self._job_failed)
         judge = Judge(complete=complete, default_pattern=pattern == ("*",), owner=owner.uid)
-        self._candidates = Candidates(judge, pattern, post, self._listen_below)
+        self._candidates = Candidates(judge, pattern, self._post, self._listen_below)
         parts = Parts(
             candidates=self._candidates,
             holds=Holds(owner.uid),
             judge=judge,
-            post=post,
+            post=self._post,
+            answer=self._answers.answer,
             files=self._files,
             disk=self._disk,
             stop=self._stop,
@@ -116,6 +127,7 @@ class CheckpointDirectory:
 
     def inspect(self, action: Inspect) -> None:
         """-> LocalInventory | DirectoryTrouble."""
+        self._answers.asked()
         self._call(lambda: self._inspect(action))
 
     def hold(self, action: HoldAction) -> None:
@@ -275,10 +287,22 @@ class CheckpointDirectory:
 
     def _rescanned(self, changed: int, before: float) -> None:
         """Everything was looked at; `changed` is the directory's mtime before that."""
+        self._check_room()
         self._scanned_once = True
         self._scanned = changed
         cost = time.thread_time() - before
         self._rescan_at = time.monotonic() + rescan_interval(cost, blind=self._blind)
+
+    def _check_room(self) -> None:
+        """Says once that the next checkpoint will not fit, and forgets it when it does."""
+        root = self._root
+        if root is None:
+            return
+        problem = no_room(root, self._path, self._candidates.newest())
+        if problem is not None:
+            self._report(problem.reason, problem.hint)
+        elif self._trouble is not None and self._trouble.hint == FREE_SOME_SPACE:
+            self._trouble = None
 
     # --- the root --------------------------------------------------------------------
 
@@ -348,7 +372,7 @@ class CheckpointDirectory:
             self._open(create=action.settled, quietly=True)
         if self._root is None:
             # Each inspection gets an answer, the same trouble or not.
-            self._post(self._trouble or DirectoryTrouble(f"{self._path} does not exist"))
+            self._answers.answer(self._trouble or DirectoryTrouble(f"{self._path} does not exist"))
             return
         before = time.thread_time()
         changed = os.fstat(self._root).st_mtime_ns
@@ -356,7 +380,7 @@ class CheckpointDirectory:
             self._inspecting.inspect(self._root, action)
             self._rescanned(changed, before)
         except OSError as error:
-            self._post(DirectoryTrouble(f"{self._path}: {error.strerror or error}"))
+            self._answers.answer(DirectoryTrouble(f"{self._path}: {error.strerror or error}"))
 
     def _arrived(self, name: str) -> None:
         self._candidates.muted.discard(name)

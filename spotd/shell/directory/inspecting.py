@@ -40,7 +40,7 @@ class Inspecting:
         self._candidates = parts.candidates
         self._holds = parts.holds
         self._judge = parts.judge
-        self._post = parts.post
+        self._answer = parts.answer
         self._disk = parts.disk
         self._stop = parts.stop
         self._call = parts.call
@@ -53,7 +53,7 @@ class Inspecting:
         whole, torn = self._candidates.inventory(root, settled=action.settled)
         held = self._held(root)
         if not action.contents:
-            self._post(LocalInventory(tuple(whole), tuple(torn), tuple(held)))
+            self._answer(LocalInventory(tuple(whole), tuple(torn), tuple(held)))
             return
         own = os.dup(root)
 
@@ -61,19 +61,21 @@ class Inspecting:
             try:
                 answer = self._with_contents(own, whole, torn, held, frozenset(action.trusted))
             except OSError as error:
-                self._post(DirectoryTrouble(f"contents cannot be read: {error.strerror or error}"))
+                self._answer(
+                    DirectoryTrouble(f"contents cannot be read: {error.strerror or error}")
+                )
                 return
             finally:
                 os.close(own)
             bad = {name for name, _ in answer.torn}
-            self._call(lambda: self._answer(answer, bad))
+            self._call(lambda: self._have_read(answer, bad))
 
         self._disk.do(read)
 
-    def _answer(self, answer: LocalInventory, bad: set[str]) -> None:
+    def _have_read(self, answer: LocalInventory, bad: set[str]) -> None:
         for name in bad:
             self._candidates.dismiss(name)
-        self._post(answer)
+        self._answer(answer)
 
     # --- contents --------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from spotd.core.events import Event
+    from spotd.core.events import DirectoryTrouble, Event, LocalInventory
     from spotd.shell.directory.candidates import Candidates
     from spotd.shell.directory.holds import Holds
     from spotd.shell.directory.judge import Judge
@@ -25,6 +25,7 @@ class Parts:
         holds: What is held.
         judge: Judges entries.
         post: Takes events, from any thread.
+        answer: Takes the answer to an inspection.
         files: The thread for copies and deletions.
         disk: The thread for fsyncs and the reading of contents.
         stop: Set when spotd ends.
@@ -35,6 +36,7 @@ class Parts:
     holds: Holds
     judge: Judge
     post: Callable[[Event], None]
+    answer: Callable[[LocalInventory | DirectoryTrouble], None]
     files: Worker
     disk: Worker
     stop: threading.Event

@@ -8,14 +8,20 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spotd.shell.directory.tree import open_without_links, opened_directory
 from spotd.shell.directory.watch import filesystem_of
+
+if TYPE_CHECKING:
+    from spotd.core.checkpoint import LocalCheckpoint
 
 _INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
 _MEMORY = ("tmpfs", "ramfs", "zram")
 _MAX_PARENTS = 8
 _WRITE_AND_SEARCH = 0o3
+_FULL = 1 << 20  # bytes
+FREE_SOME_SPACE = "free some space, or set checkpoints.keep_local"
 
 
 class PlaceError(Exception):
@@ -124,6 +130,24 @@ def volatile(descriptor: int) -> str:
         return f"it is in memory ({kind})"
     base = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     return "it is on instance store" if _on_instance_store(base, _MAX_PARENTS) else ""
+
+
+def no_room(descriptor: int, path: str, newest: LocalCheckpoint | None) -> PlaceError | None:
+    """Returns what to say when the next save will fail for want of space, or None.
+
+    A checkpoint whose name has no number is written over in place and needs no more room.
+    """
+    status = os.fstatvfs(descriptor)
+    free = status.f_bavail * status.f_frsize
+    if free < _FULL:
+        return PlaceError(f"{path} is on a full disk", FREE_SOME_SPACE)
+    if status.f_files and not status.f_favail:
+        return PlaceError(f"{path} is on a disk without free inodes", FREE_SOME_SPACE)
+    numbered = newest is not None and any(character.isdigit() for character in newest.name)
+    if newest is not None and numbered and free < newest.size:
+        reason = f"{path} has no room for another checkpoint of {newest.size} bytes"
+        return PlaceError(reason, FREE_SOME_SPACE)
+    return None
 
 
 def _on_instance_store(base: Path, depth: int) -> bool:

@@ -4,7 +4,8 @@ A read lease (fcntl(2), F_SETLEASE) is refused while any descriptor or shared wr
 mapping of the file exists, in any process, container or namespace: one call, and it sees
 mmap writers, which /proc/PID/fd does not. Taken and given back at once. A process that
 opens the file for writing in that instant waits for microseconds, and the kernel then
-sends SIGIO to this process: the daemon must ignore SIGIO (`ignore_sigio`).
+signals this process. By default with SIGIO, which ends a process: SIGURG, which does
+nothing unless handled, is asked for instead (F_SETSIG).
 
 Leases work on local filesystems for the file's owner and for root. Elsewhere
 (`EINVAL`, `EACCES`) all descriptors in /proc are looked through instead.
@@ -22,11 +23,6 @@ from pathlib import Path
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
 _SCAN_LIFE = 0.2  # seconds one look through /proc serves for: it costs milliseconds
-
-
-def ignore_sigio() -> None:
-    """Has SIGIO ignored, which would end the process otherwise. Main thread only."""
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
 class Writers:
@@ -52,6 +48,7 @@ class Writers:
 def try_lease(descriptor: int) -> bool | None:
     """Asks the kernel; None where leases do not work (other owner, network filesystem)."""
     try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return True if error.errno in (errno.EAGAIN, errno.EBUSY) else None
