@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from account_kit import _moto, account  # noqa: F401 - fixtures
 
 from spotd.testing.seaweed import Seaweed, find_weed
 

@@ -8,12 +8,12 @@ valid is fulfilled again.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from spotd.checks import Finding, Surroundings, failed, ok, warning
 from spotd.errors import SpotdError
-from spotd.shell.account import call, client
+from spotd.shell.account import client, describe_instance, request_of
 
 SUBJECT = "spot request"
 _DAY = 86400.0
@@ -25,10 +25,9 @@ class Facts:
 
     instance_trouble: tuple[str, str] | None = None
     root: str = ""
-    request_id: str = ""
     hop_limit: int | None = None
     request_trouble: tuple[str, str] | None = None
-    request: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] | None = None
     now: float = 0.0
 
 
@@ -37,44 +36,26 @@ def probe(around: Surroundings) -> list[Finding]:
     identity = around.identity
     if around.cloud != "ec2" or identity is None or identity.instance_id is None:
         return []
-    return judge(look(identity.instance_id, identity.region), around.settings.cloud)
+    return judge(look(identity.instance_id, identity.region))
 
 
 def look(instance_id: str, region: str | None) -> Facts:
     """Describes the instance, then its request."""
     try:
         ec2 = client("ec2", region)
-        reservations = call(
-            "ec2:DescribeInstances", "*",
-            lambda: ec2.describe_instances(InstanceIds=[instance_id])["Reservations"],
-        )  # fmt: skip
-        instance = reservations[0]["Instances"][0]
-    except (SpotdError, LookupError) as error:
-        return Facts(instance_trouble=_told(error))
+        instance = describe_instance(ec2, instance_id)
+    except SpotdError as error:
+        return Facts(instance_trouble=(error.message, error.hint))
     root = str(instance.get("RootDeviceType", ""))
-    request_id = str(instance.get("SpotInstanceRequestId", ""))
     hop_limit = instance.get("MetadataOptions", {}).get("HttpPutResponseHopLimit")
-    if not request_id:
-        return Facts(root=root, hop_limit=hop_limit)
     try:
-        request = call(
-            "ec2:DescribeSpotInstanceRequests", "*",
-            lambda: ec2.describe_spot_instance_requests(SpotInstanceRequestIds=[request_id])[
-                "SpotInstanceRequests"
-            ],
-        )[0]  # fmt: skip
-    except (SpotdError, LookupError) as error:
-        return Facts(None, root, request_id, hop_limit, request_trouble=_told(error))
-    return Facts(None, root, request_id, hop_limit, None, dict(request), time.time())
+        request = request_of(ec2, instance)
+    except SpotdError as error:
+        return Facts(None, root, hop_limit, request_trouble=(error.message, error.hint))
+    return Facts(None, root, hop_limit, None, request, time.time())
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    if isinstance(error, SpotdError):
-        return error.message, error.hint
-    return "EC2 does not know it", "is this instance in the account of these credentials?"
-
-
-def judge(facts: Facts, _cloud: str = "ec2") -> list[Finding]:
+def judge(facts: Facts) -> list[Finding]:
     """Decides."""
     if facts.instance_trouble is not None:
         reason, hint = facts.instance_trouble
@@ -83,14 +64,14 @@ def judge(facts: Facts, _cloud: str = "ec2") -> list[Finding]:
     found = [_judge_root(facts.root)]
     if facts.hop_limit is not None:
         found.append(ok("hop limit", f"{facts.hop_limit} (a container needs 2)"))
-    if not facts.request_id:
-        advice = "`spotd launch` makes one that is persistent and stops"
-        found.append(warning(SUBJECT, "this instance has none, so it is no Spot instance", advice))
-    elif facts.request_trouble is not None:
+    if facts.request_trouble is not None:
         reason, hint = facts.request_trouble
         found.append(warning(SUBJECT, f"cannot be looked at: {reason}", hint))
+    elif facts.request is None:
+        advice = "`spotd launch` makes one that is persistent and stops"
+        found.append(warning(SUBJECT, "this instance has none, so it is no Spot instance", advice))
     else:
-        found += judge_request(facts.request_id, facts.request, facts.now)
+        found += judge_request(facts.request, facts.now)
     return found
 
 
@@ -101,9 +82,10 @@ def _judge_root(root: str) -> Finding:
     return failed("root volume", f"{root or 'of unknown type'}, not EBS", advice)
 
 
-def judge_request(request_id: str, request: dict[str, Any], now: float) -> list[Finding]:
+def judge_request(request: dict[str, Any], now: float) -> list[Finding]:
     """Decides about one request, as `describe_spot_instance_requests` gives it."""
     again = "launch anew with a persistent request and InstanceInterruptionBehavior=stop"
+    request_id = request.get("SpotInstanceRequestId", "the request")
     kind = request.get("Type", "one-time")
     behaviour = request.get("InstanceInterruptionBehavior", "terminate")
     found = []

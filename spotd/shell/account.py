@@ -57,7 +57,8 @@ def client(service: str, region: str | None) -> Any:
         retries={"total_max_attempts": 3, "mode": "standard"},
     )
     try:
-        return boto3.client(service, region_name=region, config=config)  # type: ignore[call-overload]
+        # A session of its own: the default one would keep the first credentials it found.
+        return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
     except NoRegionError:
         raise SpotdError(
             "it is not known which AWS region to ask",
@@ -112,3 +113,49 @@ def call(action: str, resource: str, function: Callable[[], _T]) -> _T:
             hint="check the network: a route or a VPC endpoint to it, and the security group",
             exit_code=EXIT_UNAVAILABLE,
         ) from error
+
+
+def describe_instance(ec2: Any, instance_id: str) -> dict[str, Any]:
+    """Returns an instance as EC2 describes it.
+
+    Raises:
+        SpotdError: Not allowed, not there, no answer.
+    """
+    found = call(
+        "ec2:DescribeInstances", "*", lambda: ec2.describe_instances(InstanceIds=[instance_id])
+    )
+    for reservation in found["Reservations"]:
+        for instance in reservation["Instances"]:
+            return dict(instance)
+    raise SpotdError(
+        f"EC2 does not know {instance_id}",
+        hint="is it in the account of these credentials, and in this region?",
+    )
+
+
+def request_of(ec2: Any, instance: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the Spot request of an instance; None: it is no Spot instance.
+
+    Raises:
+        SpotdError: Not allowed, no answer; or it is one, and its request is not to be found.
+    """
+    request_id = instance.get("SpotInstanceRequestId")
+    if not request_id and instance.get("InstanceLifecycle") != "spot":
+        return None
+    name = instance["InstanceId"]
+    which: dict[str, Any] = (
+        {"SpotInstanceRequestIds": [request_id]}
+        if request_id
+        else {"Filters": [{"Name": "instance-id", "Values": [name]}]}
+    )
+    found = call(
+        "ec2:DescribeSpotInstanceRequests",
+        "*",
+        lambda: ec2.describe_spot_instance_requests(**which)["SpotInstanceRequests"],
+    )
+    if not found:
+        raise SpotdError(
+            f"{name} is a Spot instance, and its request is not to be found",
+            hint="aws ec2 describe-spot-instance-requests shows what there is",
+        )
+    return dict(found[0])
