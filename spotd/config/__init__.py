@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from spotd.config.launch import LaunchSettings
 from spotd.config.reader import InvalidSettings, Problem, parse
 from spotd.config.settings import (
     CheckpointSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "ImdsSettings",
     "InterruptionSettings",
     "InvalidSettings",
+    "LaunchSettings",
     "MetricsSettings",
     "NotifySettings",
     "PathSettings",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from spotd.config import kinds, places
 from spotd.config.key import declare, section
+from spotd.config.launch import LaunchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -362,5 +363,6 @@ class Settings:
     metrics: MetricsSettings = section(MetricsSettings)
     notify: NotifySettings = section(NotifySettings)
     cost: CostSettings = section(CostSettings)
+    launch: LaunchSettings = section(LaunchSettings)
     paths: PathSettings = section(PathSettings)
     source_path: Path = field(default=Path("/etc/spotd/spotd.toml"))
