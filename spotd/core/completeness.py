@@ -271,13 +271,24 @@ def _marker_problem(facts: CandidateFacts, layout: Layout) -> str:
         missing = sorted(facts.family_files - present)
         if missing:
             return f"{missing[0]}, which the others have, is missing"
-    newest = max(marker.mtime_ns for marker in markers)
-    for file in facts.files:
-        if is_data_file(layout, file.path) and file.mtime_ns > newest:
-            return f"{file.path} is newer than {layout.marker}"
     if layout is Layout.DCP:
         return _dcp_problem(facts)
+    newest = max(marker.mtime_ns for marker in markers)
+    for file in facts.files:
+        late = is_data_file(layout, file.path) and file.mtime_ns > newest
+        if late and _times_tell(facts.files):
+            return f"{file.path} is newer than {layout.marker}"
     return ""
+
+
+def _times_tell(files: tuple[FileFacts, ...]) -> bool:
+    """Whether times say in which order files were written.
+
+    Times of whole seconds come from a tool that set them (`aws s3 cp` gives the time of
+    the upload, in which files overtake each other) or from a filesystem that keeps no
+    finer ones. Then the other rules have to do.
+    """
+    return any(file.mtime_ns % 1_000_000_000 for file in files)
 
 
 def _dcp_problem(facts: CandidateFacts) -> str:
@@ -293,7 +304,7 @@ def _dcp_problem(facts: CandidateFacts) -> str:
         marker = markers.get(directory_of(file.path))
         if marker is None:
             return f"{directory_of(file.path)}.metadata is missing"
-        if file.mtime_ns > marker.mtime_ns:
+        if file.mtime_ns > marker.mtime_ns and _times_tell(facts.files):
             return f"{file.path} is newer than {marker.path}"
     return ""
 

@@ -10,7 +10,6 @@ from fnmatch import translate
 _TEMPORARY = (
     ".tmp*", "*.tmp", "tmp.*", "*_tmp.*", "*.orbax-checkpoint-tmp*",
     "*.tmp.*", "*.tmp-*", "*.tmp_*", "tmp-*", "tmp_*", "*.part", "*.partial", "*.incomplete",
-    "*.lock", "*~", "*.swp",
 )  # fmt: skip
 
 _TEMPORARY_NAME = re.compile("|".join(translate(shape) for shape in _TEMPORARY))

@@ -57,7 +57,10 @@ def test_names_that_writers_give_to_unfinished_files_are_temporary(name):
     assert not matches(name, ("*",))
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "step-7", "template.pt", "attempt.3.pt", "tmpfs"])
+@pytest.mark.parametrize(
+    "name",
+    ["last.ckpt", "step-7", "template.pt", "attempt.3.pt", "tmpfs", "data.lock", "README.md~"],
+)
 def test_names_that_only_look_a_little_like_it_are_not(name):
     assert not is_temporary(name)
 
@@ -299,6 +302,16 @@ def test_the_rng_state_of_another_rank_may_come_after_the_state():
     late = file("rng_state_1.pth", at=205, structure=WHOLE)
     assert state(trainer(late, quiet=1.0)) == "not yet"
     assert state(trainer(late, quiet=2.0)) == "whole"
+
+
+def test_times_of_whole_seconds_were_set_by_a_tool_and_say_nothing_of_order():
+    second = 1_000_000_000
+    files = (
+        file("config.json", at=5 * second, structure=WHOLE),
+        file("model.safetensors", at=9 * second, structure=WHOLE),
+        file("trainer_state.json", at=3 * second, structure=WHOLE),
+    )
+    assert state(a_directory("checkpoint-500", *files, settled=True)) == "whole"
 
 
 # --- accelerate --------------------------------------------------------------------------
