@@ -223,27 +223,25 @@ def _choose(t: Turn, *, with_store: bool) -> Choice:
 
 
 def _take(t: Turn, choice: Choice, *, blind: bool = False) -> None:
-    t.set_resuming(choice=choice, waiting_for="", blind=blind)
+    r = t.state.resuming
+    if r is None:
+        return
+    t.set_resuming(choice=choice, blind=blind)
     t.set(reason="")
-    if choice.source == "store" and choice.id is not None:
-        t.set_resuming(stage="fetching", retry_at=None)
-        t.announce(
-            "restore_started",
-            f"fetching checkpoint {choice.id} from the store",
-            checkpoint=choice.id,
-        )
-        t.set(reason=f"fetching {choice.id} from the store")
-        t.do(do.Fetch(choice.id))
-    elif choice.source == "hold" and choice.id is not None:
-        t.set_resuming(stage="reinstating")
-        t.announce(
-            "restore_started",
-            f"putting {choice.name} back from what spotd holds on the disk",
-            checkpoint=choice.id,
-        )
-        t.do(do.Reinstate(choice.id))
-    else:
+    if choice.id is None or choice.source not in ("store", "hold"):
         _clear(t)
+        return
+    if choice.source == "store":
+        stage, doing = "fetching", f"fetching checkpoint {choice.id} from the store"
+        action: do.Action = do.Fetch(choice.id)
+    else:
+        stage, doing = "reinstating", f"putting {choice.name} back from its hold on the disk"
+        action = do.Reinstate(choice.id)
+    if r.announced != doing:
+        t.announce("restore_started", doing, checkpoint=choice.id)
+    t.set_resuming(stage=stage, retry_at=None, announced=doing)
+    t.set(reason=doing)
+    t.do(action)
 
 
 # --- fetching and reinstating --------------------------------------------------------
@@ -296,10 +294,17 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
         t.persist()  # before retention counts it among those that are kept
         t.set_resuming(stage="looking", choice=None)
         return
-    storing.trouble(t, event.reason, event.hint)
-    t.set_resuming(stage="looking", choice=None)
-    t.set(reason=f"cannot fetch {event.id}: {event.reason}")
-    _try_again(t, event.id, r.rejected | {event.id}, storing.RETRY_MIN)
+    advice = f". {event.hint}" if event.hint else ""
+    said = f"cannot fetch {event.id}: {event.reason}{advice}"
+    if r.waiting_for != said:
+        t.announce("store_failed", f"{said}. Tried again", 4, checkpoint=event.id)
+    t.set_resuming(stage="looking", choice=None, waiting_for=said)
+    t.set(reason=said)
+    if _choose(t, with_store=False) is NOTHING:
+        # Whatever keeps the newest from being fetched keeps older ones from it as well.
+        t.set_resuming(retry_at=t.now.mono + storing.RETRY_MIN)
+        return
+    _try_again(t, event.id, r.rejected | {s.id for s in t.state.store.listed}, storing.RETRY_MIN)
 
 
 def on_fetch_progress(t: Turn, event: on.FetchProgressed) -> None:

@@ -148,7 +148,8 @@ class Resuming:
     rejected: frozenset[str] = frozenset()
     retry_at: float | None = None
     preflight_until: float | None = None
-    waiting_for: str = ""
+    waiting_for: str = ""  # said last, so that it is said once
+    announced: str = ""
     failing_since: float | None = None
     blind: bool = False
     void_since: float | None = None  # wall clock: what was written from then on is not wanted

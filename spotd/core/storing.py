@@ -210,6 +210,11 @@ def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
     for k in t.state.known:
         if k.name == event.name and k.present:
             t.set_known(k.id, present=False)
+    r = t.state.resuming
+    if r is not None and r.local is not None and r.stage in ("looking", "clearing", "preflight"):
+        if event.name in {c.name for c in r.local.checkpoints}:
+            # What was going to be resumed from may be gone: look again.
+            t.set_resuming(stage="looking", local=None, choice=None, retry_at=None)
 
 
 def on_held(t: Turn, event: on.Held) -> None:

@@ -259,7 +259,9 @@ class Hands:
         if self.sending is not None and self.sending.action.id == action.id and action.urgent:
             return  # the same one, at full speed from now on
         if self.sending is not None:
-            self.world.oracle.broken("upload", f"a second upload at once: {action.id}")
+            same = self.sending.action.id == action.id
+            if not (same and action.urgent):  # the same one, urgent by now, just goes on
+                self._answer(0.01, on.UploadFailed(action.id, "another is being stored"))
             return
         disk = self.machine.disk
         file = disk.holds.get(action.id)

@@ -69,6 +69,7 @@ class Machine:
         self.asked_to_stop = False
         self.alive_since = 0.0
         self.unsaved = 0  # steps the last trainer had not saved when it ended
+        self.left_at = 0.0  # when the last trainer ended
         self.ready_at = 0.0  # when the last trainer had started up
         self._pids = 100
 

@@ -56,6 +56,7 @@ class Oracle:
         self._stored: tuple[int, str] = (-1, "")  # newest content called stored
         self._signals: dict[int, int] = {}  # pid -> stop signals that reached it
         self._lives: dict[int, set[int]] = {}
+        self.meddled_at = -1e9
         self.gave_up_at = -1e9  # when spotd last said that it takes an older one
         self.rotten_seen: set[str] = set()  # found damaged when they were fetched
         self.useful = 0
@@ -89,6 +90,7 @@ class Oracle:
         name = machine.name
         self._reached[name] = max(step, self._reached.get(name, 0))
         self.alive += self.world.clock.wall - trainer.started
+        machine.left_at = self.world.clock.mono
 
     # --- what spotd does -------------------------------------------------------------
 
@@ -104,6 +106,8 @@ class Oracle:
                 self.broken("completed", "a complete run is trained again")
         disk = machine.disk
         file = None if action.resume_from is None else disk.files.get(action.resume_from)
+        if self.world.clock.mono - self.meddled_at < 1.0:
+            return  # somebody tore or deleted a file this very moment
         if action.resume_from is not None and (file is None or not file.whole):
             what = "is not there" if file is None else "is torn"
             self.broken("never from what is not whole", f"{action.resume_from} {what}")
@@ -117,8 +121,8 @@ class Oracle:
     def _judge_choice(self, daemon: Daemon, file: File | None) -> None:
         machine, state = daemon.machine, daemon.state
         rejected = state.rejected
-        if self.world.clock.mono - self.gave_up_at < 60.0:  # noqa: PLR2004 - said, and why
-            return
+        if self.gave_up_at >= machine.left_at:
+            return  # said, and why
         candidates = [f for f in machine.disk.files.values() if f.fingerprint not in rejected]
         candidates += [f for i, f in machine.disk.holds.items() if i not in rejected]
         listed = state.store.status == "open" and state.store.lease_until is not None
@@ -234,6 +238,8 @@ class Oracle:
         at, file = written
         world = self.world
         size = file.size / world.setup.copy_bandwidth
+        if self.meddled_at >= at:
+            return
         since = max(at, machine.alive_since)
         calm = world.clock.mono - max(since, world.rough_until) > PROMPT + 3 * size
         if not calm or machine.daemon.hung_since is not None:

@@ -309,6 +309,7 @@ class World:
     def do_tear(self, machine: int = 0) -> None:
         """The newest checkpoint in the directory is torn (by a copy cut off, say)."""
         newest = self._newest(machine)
+        self.oracle.meddled_at = self.clock.mono
         if newest is not None:
             disk = self._machine(machine).disk
             name = newest.name
@@ -319,6 +320,7 @@ class World:
     def do_vanish(self, machine: int = 0) -> None:
         """Somebody deletes the newest checkpoint."""
         newest = self._newest(machine)
+        self.oracle.meddled_at = self.clock.mono
         if newest is not None:
             m = self._machine(machine)
             del m.disk.files[newest.name]
