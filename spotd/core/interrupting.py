@@ -213,7 +213,7 @@ def _join(
         action=action if source != "stop" or old.source == "drill" else old.action,
         deadline=min(old.deadline, deadline),
         kill_at=min(kills) if kills else None,
-        resume_at=None if exit_after else max(resumes, default=None),
+        resume_at=max(resumes, default=None),
         exit_after=exit_after,
         request=None,
     )
@@ -286,7 +286,9 @@ def advance(t: Turn) -> None:
         storing.halt(t)
     _check_drained(t)
     i = t.state.interruption
-    if i is not None and i.resume_at is not None and now >= i.resume_at:
+    if i is None or i.exit_after or i.resume_at is None:
+        return
+    if now >= i.resume_at:
         _not_carried_out(t)
 
 

@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import interrupting, record, resuming, storing, training
+from spotd.core.deadline import WINDOW
 from spotd.core.state import Phase, Policy, State, Trainer, Turn
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     from spotd.core.actions import Action
     from spotd.core.events import Event
-    from spotd.core.state import Now
+    from spotd.core.state import Interruption, Now
 
 SETTLE = 12  # rounds of `advance`; more would be a livelock and is a defect
 
@@ -200,9 +201,20 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
     t.set_store(rate=rate or None)
     if same_boot:
         i = record.interruption_from(r.get("interruption"), t.now.mono, t.now.wall)
-        if i is not None and i.kill_at is not None:
-            i = replace(i, kill_at=i.kill_at - t.policy.margin)
-        t.set(interruption=i)
+        t.set(interruption=None if i is None else _bounded(t, i))
+
+
+def _bounded(t: Turn, i: Interruption) -> Interruption:
+    """Fits the times of a notice on record to this moment: the wall clock may have been set."""
+    deadline = min(i.deadline, t.now.mono + WINDOW)
+    after = t.policy.not_carried_out_after
+    resume_at = deadline + after if i.resume_at is None else i.resume_at
+    return replace(
+        i,
+        deadline=deadline,
+        kill_at=None if i.kill_at is None else deadline - t.policy.margin,
+        resume_at=min(resume_at, t.now.mono + WINDOW + after),
+    )
 
 
 def _adopt(t: Turn, found: on.TrainerFound, told: dict[str, Any]) -> None:
