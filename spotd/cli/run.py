@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, settings_of
+from spotd.config import permission_problem
 from spotd.errors import ConfigError
 from spotd.shell.notify import Notifier
 
@@ -22,6 +23,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the daemon until it is asked to stop."""
     try:
         settings = settings_of(options)
+        if problem := permission_problem(settings.source_path, settings):
+            raise ConfigError(problem)  # noqa: TRY301 - shown like any other
     except ConfigError as e:
         Notifier().status(f"configuration: {e.message}")  # the line `systemctl status` shows
         raise

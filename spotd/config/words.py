@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -11,8 +12,6 @@ from urllib.parse import urlsplit
 from spotd.config.kinds import CHECKPOINT_PLACEHOLDER
 
 if TYPE_CHECKING:
-    import os
-
     from spotd.config.settings import Settings, TrainerSettings
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -36,7 +35,12 @@ def permission_problem(path: str | os.PathLike[str], settings: Settings) -> str 
     Whoever may write it decides what runs, as root where the daemon is root; whoever may
     read it reads the secrets in it. Raises OSError when the file cannot be looked at.
     """
-    mode = stat.S_IMODE(Path(path).stat().st_mode)
+    found = Path(path).stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid not in (0, os.geteuid()):
+        return (
+            f"{path} is owned by user {found.st_uid}, who can change what runs (chown root {path})"
+        )
     if mode & stat.S_IWOTH:
         return f"{path} can be written by anybody (chmod o-w {path})"
     secret = secret_in(settings)
