@@ -19,7 +19,7 @@ from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import storing
 from spotd.core.checkpoint import parse_checkpoint_id
-from spotd.core.resume import NOTHING, Choice, choose
+from spotd.core.resume import NOTHING, Choice, choose, is_newer
 from spotd.core.state import Known, Phase, Resuming, Trainer, Turn
 
 if TYPE_CHECKING:
@@ -178,9 +178,13 @@ def _wait(t: Turn, reason: str) -> None:
 
 def _is_up_to_date(t: Turn, choice: Choice) -> bool:
     """Whether nothing newer is on record as stored."""
-    stored_top = max((k.sequence for k in t.state.known if k.stored), default=0)
+    stored = max((k for k in t.state.known if k.stored), key=lambda k: k.sequence, default=None)
     parsed = parse_checkpoint_id(choice.id) if choice.id else None
-    return stored_top == 0 if parsed is None else parsed[0] >= stored_top
+    if stored is None or (parsed is not None and parsed[0] >= stored.sequence):
+        return True
+    r = t.state.resuming
+    found = () if parsed is not None or r is None or r.local is None else r.local.checkpoints
+    return any(c.fingerprint == choice.fingerprint and is_newer(c, stored) for c in found)
 
 
 def _needs_no_store(t: Turn, choice: Choice) -> bool:
@@ -202,10 +206,8 @@ def _has_waited_enough(t: Turn, choice: Choice) -> bool:
 
 def _may_start_from_scratch(t: Turn) -> bool:
     r = t.state.resuming
-    if r is None or any(k.stored for k in t.state.known) or t.state.lease_generation:
-        # This run is in the store: scratch would lose it. A lease we once held for a run
-        # that never stored anything is the one exception, and waits just as well.
-        return False
+    if r is None or any(k.stored for k in t.state.known):
+        return False  # this run is in the store: starting from scratch would lose it
     return t.now.mono - r.since >= t.policy.start_timeout
 
 
