@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ec2box import ami, image
+from ec2box import ami, image, netns
 from ec2box.cloud import Cloud
 from ec2box.disk import Disk
 from ec2box.instance import Instance
@@ -17,6 +18,9 @@ from ec2box.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+NUMBERS = itertools.count(0x5D07D)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +33,7 @@ def machinery() -> None:
 @pytest.fixture(scope="session")
 def scratch(machinery: None) -> Iterator[Path]:
     """Space outside /tmp, which may be in memory; removed at the end."""
+    netns.private_mounts()
     folder = Path(tempfile.mkdtemp(prefix="spotd-tests-", dir="/var/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -77,7 +82,7 @@ def network(scratch: Path) -> Iterator[Cloud]:
 def cloud(network: Cloud) -> Cloud:
     """The network, with nothing to say and everything up."""
     network.s3_on()
-    network.imds.well()
+    network.net.call(network.imds.well)  # it may have to listen again, and there
     network.imds.withdraw()
     network.imds.user_data = ""
     return network
@@ -93,7 +98,7 @@ def launch(
     def launch(*, layers: list[Path] | None = None, **options: object) -> Instance:
         for other in launched:
             other.retire()
-        name = f"i-{len(launched):04x}{abs(hash(scratch)) % 16**8:08x}"
+        name = f"i-0{next(NUMBERS):016x}"
         cloud.imds.instance_id = name
         folder = Path(tempfile.mkdtemp(dir=scratch))
         layers = [baked, base] if layers is None else layers
@@ -111,5 +116,6 @@ def training(
     cloud: Cloud, launch: Callable[..., Instance], request: pytest.FixtureRequest
 ) -> Training:
     """An instance that trains: its run is named after the test."""
-    run = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-")
+    words = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))
+    run = f"{words[:40].strip('-')}-{next(NUMBERS) % 1000}"
     return Training(cloud, launch, run)

@@ -14,6 +14,16 @@ from ec2box.disk import detach, run
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+#: nspawn gives each boot an id of its own by a mount over one file in /proc. The fresh /proc that
+#: ProtectProc= and others make shows the host's, and every boot would look like the same one; so
+#: spotd is told, as `spotd demo` tells it.
+DROP_IN = """[Service]
+ExecStartPre=+/bin/sh -c '[ -e /run/boot.env ] || echo \
+  "SPOTD_REHEARSED_BOOT=$$(cat /proc/sys/kernel/random/boot_id)@$$(date +%%s)" >/run/boot.env'
+EnvironmentFile=-/run/boot.env
+"""
+
+
 def builder() -> Any:
     """packaging/build.py as a module."""
     spec = importlib.util.spec_from_file_location("build", REPOSITORY / "packaging/build.py")
@@ -46,6 +56,9 @@ def bake(folder: Path, root: Path, package: Path) -> Path:
     finally:
         detach(merged)
     shutil.copy(Path(__file__).with_name("train.py"), _home(layer) / "train.py")
+    drop_in = layer / "etc/systemd/system/spotd.service.d/nspawn.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(DROP_IN)
     return image.without_cloud_init(layer)
 
 

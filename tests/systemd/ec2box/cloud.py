@@ -62,6 +62,8 @@ class Cloud:
         self.s3_on()
         self.bucket = "training"
         self.net.call(self._client().create_bucket, Bucket=self.bucket)
+        # Its first volume may take a while to appear; nothing else may be the first to notice.
+        self.net.call(self._client().put_object, Bucket=self.bucket, Key="warm", Body=b"up")
         self.imds = self.net.call(self._start_imds)
 
     # -- instances -----------------------------------------------------------------------
@@ -167,7 +169,9 @@ class Cloud:
             region_name="eu-central-1",
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
-            config=botocore.config.Config(connect_timeout=3, read_timeout=10),
+            config=botocore.config.Config(
+                connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 8}
+            ),
         )
 
     # -- the end -------------------------------------------------------------------------

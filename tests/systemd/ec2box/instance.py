@@ -87,12 +87,12 @@ class Instance:
         """What EC2 does at the end of the two minutes: presses the button."""
         os.kill(self.leader, signal.SIGRTMIN + 4)
 
-    def stop(self, patience: float = 60.0) -> int:
+    def stop(self, patience: float = 30.0) -> int:
         """An orderly stop; returns nspawn's exit status (0: off, 133: it wants to reboot)."""
         self.power_button()
         return self.wait_off(patience)
 
-    def wait_off(self, patience: float = 60.0) -> int:
+    def wait_off(self, patience: float = 30.0) -> int:
         assert self._nspawn is not None
         status = self._nspawn.wait(patience)
         self._nspawn = None
@@ -166,14 +166,15 @@ class Instance:
         return self.run("sh", "-ec", script, **options)
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Writes a file of the machine; it may be off (then it must be mounted)."""
-        target = self._root / path.lstrip("/")
+        """Writes a file of the machine; it may be off."""
+        target = self.file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         target.chmod(mode)
 
     def file(self, path: str) -> Path:
-        """A file of the machine, from outside."""
+        """A file of the machine, from outside; it may be off."""
+        self.mount()
         return self._root / path.lstrip("/")
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
@@ -181,7 +182,7 @@ class Instance:
         text = self.run("systemctl", "show", unit, f"--property={','.join(properties)}")
         return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
-    def booted(self, patience: float = 60.0) -> None:
+    def booted(self, patience: float = 30.0) -> None:
         """Waits until every job of the boot is done."""
         self.until(
             lambda: (
@@ -203,11 +204,11 @@ class Instance:
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """spotd's events, oldest first."""
         if self._nspawn is not None:
-            self.run("journalctl", "--sync")
+            self.run("journalctl", "--sync", check=False)  # refused until journald is up
         match = f"SPOTD_EVENT={name}" if name else "SYSLOG_IDENTIFIER=spotd"
         return [entry for entry in self.journal(match) if "SPOTD_EVENT" in entry]
 
-    def until_event(self, name: str, count: int = 1, patience: float = 60.0) -> dict[str, Any]:
+    def until_event(self, name: str, count: int = 1, patience: float = 30.0) -> dict[str, Any]:
         """Waits for the `count`th event of that name and returns it."""
         self.until(lambda: len(self.events(name)) >= count, f"event {name}", patience)
         return self.events(name)[count - 1]
@@ -216,7 +217,7 @@ class Instance:
         path = self._folder / "console"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, condition: Callable[[], bool], what: str, patience: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, patience: float = 30.0) -> None:
         """Waits for a condition; fails with the end of the journal."""
         deadline = time.monotonic() + patience
         while not condition():
@@ -252,6 +253,10 @@ class Instance:
         lower = ":".join(str(layer) for layer in self._layers)
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
         run("mount", "-t", "overlay", "overlay", "-o", options, str(self._root))
+
+    def sync(self) -> None:
+        """What was written onto the disk from outside is on it."""
+        run("sync", "-f", str(self.disk.path))
 
     def _unmount(self) -> None:
         if is_mounted(self._root):

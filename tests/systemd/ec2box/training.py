@@ -60,6 +60,7 @@ class Training:
         self.instance.write("/etc/spotd/spotd.toml", self.configuration(**options), 0o640)
         home = self.instance.file(HOME)
         shutil.chown(home, 1000, 1000)
+        self.instance.sync()
 
     def boot(self, **options: str) -> None:
         """Configures and starts the instance, and waits until it trains."""
@@ -88,7 +89,7 @@ class Training:
         steps = self.steps()
         return steps[-1][0] if steps else 0
 
-    def until_training(self, more: int = 3, patience: float = 60.0) -> int:
+    def until_training(self, more: int = 3, patience: float = 30.0) -> int:
         """Waits until `more` steps were trained from now on; returns the step it is at."""
         before = len(self.steps())
         what = f"{more} more steps than {before}"
@@ -106,7 +107,7 @@ class Training:
         found = self.stored()
         return int(found[-1]["step"] or 0) if found else 0
 
-    def until_stored(self, step: int = 1, patience: float = 60.0) -> None:
+    def until_stored(self, step: int = 1, patience: float = 30.0) -> None:
         """Waits until a checkpoint of that step or a newer one is in the store."""
         what = f"step {step} in the store"
         self.instance.until(lambda: self.stored_step() >= step, what, patience)
@@ -116,7 +117,7 @@ class Training:
         said: dict[str, Any] = json.loads(self.instance.run("spotd", "status", "--json"))
         return said
 
-    def until_state(self, state: str, patience: float = 60.0) -> dict[str, Any]:
+    def until_state(self, state: str, patience: float = 30.0) -> dict[str, Any]:
         """Waits for a state of `spotd status`."""
 
         def is_there() -> bool:
