@@ -89,3 +89,10 @@ def network(seaweed):
 
     with FaultProxy(seaweed.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def other_imds():
+    """The metadata of another instance."""
+    with MetadataSimulator(instance_id="i-0fedcba9876543210") as simulator:
+        yield simulator
