@@ -115,8 +115,8 @@ static void *talk(void *argument) {
         char *stop, target[4096];
         buffer[have] = 0;
         while (!(stop = strstr(buffer, "\r\n\r\n"))) {
-            long n = receive(&c, buffer + have, MIB - have);
-            if (n <= 0 || have + (size_t)n >= MIB) goto end;
+            long n = have < MIB ? receive(&c, buffer + have, MIB - have) : 0;
+            if (n <= 0) goto end;
             have += (size_t)n;
             buffer[have] = 0;
         }

@@ -49,8 +49,6 @@ KEYS = {
 # --- one transfer in a process of its own: `transfer.py --child JSON` -------------------------
 
 
-
-
 def child(order: dict) -> None:
     settings = StoreSettings(order["url"], order["endpoint"])
     store = open_store(settings, "run", connections=lane_count())
@@ -319,7 +317,9 @@ def faults(arena: Arena, weed: Weed) -> None:
     with arena.file.open("rb") as source, small.open("wb") as target:
         shutil.copyfileobj(source, target, min(arena.size, 512 * MIB))
         target.truncate(min(arena.size, 512 * MIB))
-    print(f"\n{small.stat().st_size // MIB} MiB at 50 MB/s, {outage:.0f} s of trouble in the middle")
+    print(
+        f"\n{small.stat().st_size // MIB} MiB at 50 MB/s, {outage:.0f} s of trouble in the middle"
+    )
     undisturbed = 0.0
     for name, fault in kinds.items():
         with FaultProxy(weed.server.port) as proxy:
@@ -409,6 +409,7 @@ def step_time(arena: Arena, server) -> None:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=2048, help="MiB of the big file")
     parser.add_argument("--rounds", type=int, default=3)
