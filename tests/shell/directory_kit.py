@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 DEADLINE = 20.0  # seconds; only a broken test waits that long
 T = TypeVar("T", bound=Event)
 ME = Owner(os.getuid(), os.getgid(), tuple(os.getgroups()))
+
+
+def content(seed: int = 0, size: int = 5000) -> bytes:
+    """A whole checkpoint in the format of torch.save; the same bytes for the same seed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), bytes([seed]) * size)
+    return out.getvalue()
 
 
 class Nursery:

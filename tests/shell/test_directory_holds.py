@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
-from directory_kit import a_world, eventually
+from directory_kit import a_world, content, eventually
 
 from spotd.core.actions import Hold, SetAside
 from spotd.core.events import (
@@ -24,13 +22,6 @@ from spotd.core.events import (
     SetAsideDone,
 )
 from spotd.shell.directory import holds
-
-
-def content(seed=0, size=5000) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a/data.pkl", bytes([seed]) * size)
-    return out.getvalue()
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import zipfile
 
 import pytest
-from directory_kit import ME, a_world, eventually
+from directory_kit import ME, a_world, content, eventually
 
 from spotd.core.actions import Inspect
 from spotd.core.events import (
@@ -23,13 +21,6 @@ from spotd.shell.directory import watch
 from spotd.shell.directory.answers import Answers
 from spotd.shell.directory.place import Owner, PlaceError, open_place
 from spotd.shell.directory.watch import rescan_interval
-
-
-def content(seed=0) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a/data.pkl", bytes([seed]) * 500)
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -261,12 +252,12 @@ def test_a_disk_without_room_for_the_next_one_is_said_once(world, monkeypatch):
 
     monkeypatch.setattr("spotd.shell.directory.place.os.fstatvfs", nearly_full)
     monkeypatch.setattr("spotd.shell.directory.place._FULL", 1 << 30)
-    for _ in range(2):
-        world.inspect()
+    world.inspect()
     trouble = world.wait(DirectoryTrouble)
     assert "full" in trouble.reason
     assert "keep_local" in trouble.hint
-    world.inspect()
+    for _ in range(3):
+        world.inspect()
     assert [e for e in world.posted if isinstance(e, DirectoryTrouble)] == [trouble]
 
 

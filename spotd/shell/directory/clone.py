@@ -8,6 +8,7 @@ import os
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from spotd.shell.directory.held import LINK, REFLINK
 from spotd.shell.directory.tree import (
     Snapshot,
     opened_directory,
@@ -17,7 +18,6 @@ from spotd.shell.directory.tree import (
 if TYPE_CHECKING:
     import threading
 
-LINK, COPY, REFLINK = "link", "copy", "reflink"
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHUNK = 16 << 20
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -33,6 +33,7 @@ from spotd.shell.directory.place import (
     open_place,
     volatile,
 )
+from spotd.shell.directory.trash import Trash
 from spotd.shell.directory.tree import SwappedError
 from spotd.shell.directory.watch import Ears, is_blind, rescan_interval
 from spotd.shell.directory.workers import Worker
@@ -91,9 +92,11 @@ class CheckpointDirectory:
         self._disk = Worker("directory-disk", self._stop, self._job_failed)
         judge = Judge(complete=complete, default_pattern=pattern == ("*",), owner=owner.uid)
         self._candidates = Candidates(judge, pattern, self._post, self._listen_below)
+        trash = Trash()
         parts = Parts(
             candidates=self._candidates,
-            holds=Holds(owner.uid),
+            holds=Holds(trash, owner.uid),
+            trash=trash,
             judge=judge,
             post=self._post,
             answer=self._answers.answer,

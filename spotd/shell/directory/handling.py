@@ -23,11 +23,12 @@ from spotd.core.events import (
     SetAsideDone,
 )
 from spotd.shell.directory.aside import bring_back, set_aside
-from spotd.shell.directory.clone import LINK, sync_tree
+from spotd.shell.directory.clone import sync_tree
 from spotd.shell.directory.fingerprint import fingerprint_of
-from spotd.shell.directory.holds import NONE, ChangedError, Hold, needs_copy, slot_of
+from spotd.shell.directory.held import LINK, NONE, Hold, needs_copy, slot_of
 from spotd.shell.directory.judge import History
 from spotd.shell.directory.private import HOLD
+from spotd.shell.directory.trash import ChangedError
 from spotd.shell.directory.tree import readable, snapshot
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Handling:
     def __init__(self, parts: Parts) -> None:
         self._candidates = parts.candidates
         self._holds = parts.holds
+        self._trash = parts.trash
         self._judge = parts.judge
         self._post = parts.post
         self._files = parts.files
@@ -147,7 +149,7 @@ class Handling:
             return
         try:
             if self._holds.release(root, checkpoint_id):
-                self._later(self._files, root, self._holds.empty_trash)
+                self._later(self._files, root, self._trash.empty)
         except OSError as error:
             self._post(DirectoryTrouble(f"{HOLD}/{readable(checkpoint_id)}: {_say(error)}"))
 
@@ -256,13 +258,13 @@ class Handling:
         if root is None:
             return
         try:
-            self._holds.take_to_trash(root, name, fingerprint)
+            self._trash.take(root, name, fingerprint)
         except (FileNotFoundError, ChangedError):
             return  # the trainer was faster, or has saved anew: nothing is superfluous
         except OSError as error:
             self._post(DirectoryTrouble(f"{readable(name)} cannot be deleted: {_say(error)}"))
             return
-        self._later(self._files, root, self._holds.empty_trash)
+        self._later(self._files, root, self._trash.empty)
 
     # --- helpers ---------------------------------------------------------------------
 

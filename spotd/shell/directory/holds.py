@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import itertools
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spotd.core.checkpoint import LocalCheckpoint, parse_checkpoint_id
-from spotd.shell.directory.clone import (
+from spotd.shell.directory.clone import can_reflink, clone, sync_tree
+from spotd.shell.directory.fingerprint import fingerprint_of
+from spotd.shell.directory.held import (
     COPY,
     LINK,
+    NONE,
+    NOTE,
     REFLINK,
-    can_reflink,
-    clone,
-    sync_tree,
+    Hold,
+    as_note,
+    from_note,
+    guess,
+    slot_of,
 )
-from spotd.shell.directory.fingerprint import fingerprint_of
 from spotd.shell.directory.private import (
     HOLD,
     opened_private,
@@ -34,74 +36,28 @@ from spotd.shell.directory.private import (
     rename_to_free_name,
     write_note,
 )
+from spotd.shell.directory.trash import MODE, NEW, TRASH, ChangedError, Trash
 from spotd.shell.directory.tree import Snapshot, opened_directory, remove_tree, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NONE = "none"
-NOTE = ".hold.json"
+    from spotd.core.checkpoint import LocalCheckpoint
+
 RESERVE = 256 << 20  # bytes a copy must leave free, beside room for the trainer's next save
-_MODE = 0o700
-_MAX_SLOT = 200  # bytes of a slot's name
-_TRASH, _NEW = ".trash-", ".new-"
-
-
-class ChangedError(Exception):
-    """What stands under the name is not the content that was meant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """One held checkpoint.
-
-    Attributes:
-        id: Its checkpoint id.
-        name: Its name.
-        kind: "file" or "directory".
-        mode: "reflink", "copy", "link" or "none".
-        original: The fingerprint of the original when it was held.
-        held: The fingerprint of what is in the slot; "" for mode "none".
-        step: What is known of its step.
-        declared: The trainer said that it was complete.
-    """
-
-    id: str
-    name: str
-    kind: str
-    mode: str
-    original: str
-    held: str
-    step: int | None = None
-    declared: bool = False
-
-
-def slot_of(checkpoint_id: str) -> str:
-    """Returns the directory name for an id; ids longer than a name may be are shortened."""
-    raw = checkpoint_id.encode()
-    if len(raw) <= _MAX_SLOT:
-        return checkpoint_id
-    digest = hashlib.blake2b(raw, digest_size=8).hexdigest()
-    return raw[:_MAX_SLOT].decode("utf-8", "ignore") + "~" + digest
-
-
-def needs_copy(name: str, *, overwritten: bool) -> bool:
-    """Whether a hard link would not do: the trainer may write over this one in place."""
-    return overwritten or not any(character.isdigit() for character in name)
 
 
 class Holds:
     """The `.spotd-hold` directory. Methods that copy may take long; all are safe to repeat.
 
     Args:
+        trash: Names for what is being made and for what is to be deleted.
         owner: The trainer's uid, for `spotd.shell.directory.tree.snapshot`.
     """
 
-    def __init__(self, owner: int | None = None) -> None:
+    def __init__(self, trash: Trash, owner: int | None = None) -> None:
         self._owner = owner
-        # Tells our own unfinished work from that of a daemon that was killed.
-        self._token = os.urandom(4).hex()
-        self._count = itertools.count(1)
+        self._trash = trash
         self._lock = threading.Lock()
         self._holds: dict[str, Hold] = {}
 
@@ -134,13 +90,17 @@ class Holds:
             ChangedError: The original changed while it was copied.
             OSError: It cannot be held in any way.
         """
-        with opened_private(root, HOLD, _MODE) as hold:
+        with opened_private(root, HOLD, MODE) as hold:
             seen = snapshot(root, checkpoint.name, owner=self._owner)
             sharing = can_reflink(root, checkpoint.name, seen, hold)
         if sharing:
             return self._hold(root, checkpoint_id, checkpoint, REFLINK, stop)
         if free_bytes(root) >= 2 * checkpoint.size + RESERVE:
-            return self._hold(root, checkpoint_id, checkpoint, COPY, stop)
+            try:
+                return self._hold(root, checkpoint_id, checkpoint, COPY, stop)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
         return self._hold(root, checkpoint_id, checkpoint, LINK, stop)
 
     def hold_nothing(self, checkpoint_id: str, checkpoint: LocalCheckpoint) -> Hold:
@@ -163,9 +123,9 @@ class Holds:
         seen = snapshot(root, name, owner=self._owner)
         if fingerprint_of(seen) != checkpoint.fingerprint:
             raise ChangedError("it has changed since it was found whole")
-        with opened_private(root, HOLD, _MODE) as hold:
-            new = f"{_NEW}{self._token}-{next(self._count)}"
-            os.mkdir(new, _MODE, dir_fd=hold)
+        with opened_private(root, HOLD, MODE) as hold:
+            new = self._trash.fresh(NEW)
+            os.mkdir(new, MODE, dir_fd=hold)
             try:
                 with opened_directory(hold, new) as slot:
                     clone(root, name, seen, slot, mode=mode, stop=stop)
@@ -175,7 +135,7 @@ class Holds:
                         checkpoint_id, name, checkpoint.kind, mode, checkpoint.fingerprint,
                         fingerprint_of(made), checkpoint.step, checkpoint.declared,
                     )  # fmt: skip
-                    write_note(slot, NOTE, _as_note(result))
+                    write_note(slot, NOTE, as_note(result))
                 self._put_in_place(hold, new, slot_of(checkpoint_id))
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -226,7 +186,7 @@ class Holds:
             with contextlib.suppress(FileNotFoundError):
                 sync_tree(root, hold.name, original, stop)
         if hold.mode != NONE:
-            with opened_private(root, HOLD, _MODE, create=False) as directory:
+            with opened_private(root, HOLD, MODE, create=False) as directory:
                 with opened_directory(directory, slot_of(hold.id)) as slot:
                     sync_tree(slot, hold.name, snapshot(slot, hold.name), stop)
                     os.fsync(slot)
@@ -250,7 +210,7 @@ class Holds:
             OSError: It cannot be done.
         """
         with (
-            opened_private(root, HOLD, _MODE, create=False) as directory,
+            opened_private(root, HOLD, MODE, create=False) as directory,
             opened_directory(directory, slot_of(hold.id)) as slot,
         ):
             seen = snapshot(slot, hold.name)
@@ -260,8 +220,8 @@ class Holds:
                 self.forget(hold.id)
                 self._keep(replace(hold, mode=NONE, original=hold.held, held=""))
                 return
-            new = f"{_NEW}{self._token}-{next(self._count)}"
-            os.mkdir(new, _MODE, dir_fd=directory)
+            new = self._trash.fresh(NEW)
+            os.mkdir(new, MODE, dir_fd=directory)
             try:
                 with opened_directory(directory, new) as made:
                     clone(slot, hold.name, seen, made, mode=mode, stop=stop)
@@ -273,7 +233,7 @@ class Holds:
     # --- letting go ------------------------------------------------------------------
 
     def release(self, root: int, checkpoint_id: str) -> bool:
-        """Moves a hold out of sight; `empty_trash` deletes it. False when there is none.
+        """Moves a hold out of sight; `Trash.empty` deletes it. False when there is none.
 
         Raises:
             OSError: It cannot be moved.
@@ -281,47 +241,12 @@ class Holds:
         with self._lock:
             self._holds.pop(checkpoint_id, None)
         try:
-            with opened_private(root, HOLD, _MODE, create=False) as hold:
-                os.rename(slot_of(checkpoint_id), self._trash(), src_dir_fd=hold, dst_dir_fd=hold)
+            with opened_private(root, HOLD, MODE, create=False) as hold:
+                trash = self._trash.fresh(TRASH)
+                os.rename(slot_of(checkpoint_id), trash, src_dir_fd=hold, dst_dir_fd=hold)
         except FileNotFoundError:
             return False
         return True
-
-    def take_to_trash(self, root: int, name: str, meant: str) -> None:
-        """Moves an entry of the checkpoint directory out of sight, if it is what was meant.
-
-        Raises:
-            ChangedError: It is something else; it stands where it stood.
-            OSError: It cannot be moved.
-        """
-        with opened_private(root, HOLD, _MODE) as hold:
-            trash = self._trash()
-            os.mkdir(trash, _MODE, dir_fd=hold)
-            with opened_directory(hold, trash) as target:
-                rename_to_free_name(root, name, target, name)
-                if fingerprint_of(snapshot(target, name)) == meant:
-                    return
-                rename_to_free_name(target, name, root, name)
-            os.rmdir(trash, dir_fd=hold)
-        raise ChangedError("it has changed")
-
-    def _trash(self) -> str:
-        return f"{_TRASH}{self._token}-{next(self._count)}"
-
-    def empty_trash(self, root: int) -> None:
-        """Deletes what was released, and the leftovers of a daemon that was killed.
-
-        Raises:
-            OSError: Something cannot be deleted.
-        """
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            opened_private(root, HOLD, _MODE, create=False) as hold,
-        ):
-            for name in os.listdir(hold):  # noqa: PTH208 - a descriptor
-                own = name.startswith(f"{_NEW}{self._token}-")
-                if name.startswith((_TRASH, _NEW)) and not own:
-                    remove_tree(hold, name)
 
     # --- what is there ---------------------------------------------------------------
 
@@ -332,7 +257,7 @@ class Holds:
         """
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            opened_private(root, HOLD, _MODE, create=False) as hold,
+            opened_private(root, HOLD, MODE, create=False) as hold,
         ):
             for name in sorted(os.listdir(hold)):  # noqa: PTH208 - a descriptor
                 if name.startswith("."):
@@ -342,7 +267,7 @@ class Holds:
                         note = read_note(slot, NOTE)
                 except OSError:
                     continue
-                yield name, _from_note(note) or _guess(name)
+                yield name, from_note(note) or guess(name)
 
     def register(self, hold: Hold) -> None:
         """A hold of an earlier daemon was found whole: it can be sent and reinstated."""
@@ -357,41 +282,6 @@ class Holds:
         """Returns the ids of all holds. Any thread."""
         with self._lock:
             return tuple(self._holds)
-
-
-def _guess(slot: str) -> Hold | None:
-    parsed = parse_checkpoint_id(slot)
-    if parsed is None:
-        return None
-    return Hold(slot, parsed[1], "", LINK, "", "")
-
-
-def _as_note(hold: Hold) -> dict[str, object]:
-    return {
-        "format": 1,
-        "id": hold.id,
-        "name": hold.name,
-        "kind": hold.kind,
-        "mode": hold.mode,
-        "original": hold.original,
-        "held": hold.held,
-        "step": hold.step,
-        "declared": hold.declared,
-    }
-
-
-def _from_note(note: dict[str, object] | None) -> Hold | None:
-    if note is None:
-        return None
-    texts = [note.get(key) for key in ("id", "name", "kind", "mode", "original", "held")]
-    step, declared = note.get("step"), note.get("declared")
-    words = [text for text in texts if isinstance(text, str)]
-    if len(words) != len(texts) or "/" in words[1] or words[1] in ("", ".", ".."):
-        return None
-    return Hold(
-        words[0], words[1], words[2], words[3], words[4], words[5],
-        step if isinstance(step, int) else None, declared is True,
-    )  # fmt: skip
 
 
 def free_bytes(descriptor: int) -> int:

@@ -27,7 +27,7 @@ from spotd.shell.directory.tree import (
 if TYPE_CHECKING:
     from spotd.core.actions import Inspect
     from spotd.core.checkpoint import LocalCheckpoint
-    from spotd.shell.directory.holds import Hold
+    from spotd.shell.directory.held import Hold
     from spotd.shell.directory.parts import Parts
 
 _MAX_REMEMBERED = 1000
@@ -39,6 +39,7 @@ class Inspecting:
     def __init__(self, parts: Parts) -> None:
         self._candidates = parts.candidates
         self._holds = parts.holds
+        self._trash = parts.trash
         self._judge = parts.judge
         self._answer = parts.answer
         self._disk = parts.disk
@@ -197,6 +198,6 @@ class Inspecting:
 
     def _clean(self, root: int) -> None:
         try:
-            self._holds.empty_trash(root)
+            self._trash.empty(root)
         finally:
             os.close(root)

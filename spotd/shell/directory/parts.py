@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spotd.shell.directory.candidates import Candidates
     from spotd.shell.directory.holds import Holds
     from spotd.shell.directory.judge import Judge
+    from spotd.shell.directory.trash import Trash
     from spotd.shell.directory.workers import Worker
 
 
@@ -23,6 +24,7 @@ class Parts:
     Attributes:
         candidates: What stands in it; the directory's own thread only.
         holds: What is held.
+        trash: What is being made and what is to be deleted.
         judge: Judges entries.
         post: Takes events, from any thread.
         answer: Takes the answer to an inspection.
@@ -34,6 +36,7 @@ class Parts:
 
     candidates: Candidates
     holds: Holds
+    trash: Trash
     judge: Judge
     post: Callable[[Event], None]
     answer: Callable[[LocalInventory | DirectoryTrouble], None]
