@@ -188,6 +188,7 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
         if isinstance(crashes, list) and len(crashes) == 2  # noqa: PLR2004 - a pair
         else None,
         completed=r.get("completed") is True,
+        completion_safe=r.get("completed") is True,
         completion_stored=r.get("completion_stored") is True,
         finished=r.get("finished") is True,
         lease_until_wall=record.number(r.get("lease_until_wall"))

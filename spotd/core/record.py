@@ -66,7 +66,8 @@ def to_record(state: State) -> dict[str, object]:
         "blamed": list(state.blamed),
         "rejected": sorted(state.rejected),
         "crashes_from": list(state.crashes_from) if state.crashes_from else None,
-        "completed": state.completed,
+        # A run whose last checkpoint a power cut could still take is not complete yet.
+        "completed": state.completed and state.completion_safe,
         "completion_stored": state.completion_stored,
         "finished": state.finished,
         "lease_until_wall": state.lease_until_wall,

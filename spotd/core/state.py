@@ -299,6 +299,7 @@ class State:
     saved_at: float | None = None  # mono: when the newest checkpoint of this trainer was seen
     save_every: float | None = None  # seconds between its last two
     completed: bool = False
+    completion_safe: bool = False  # its last checkpoint would survive a power cut
     completion_stored: bool = False
     completion_inspected: bool = False
     finished: bool = False

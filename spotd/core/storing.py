@@ -291,7 +291,7 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         elif not k.stored:
             t.set_known(k.id, unsendable=True)
     if event.completed and not t.state.completed:
-        t.set(completed=True, completion_stored=True)
+        t.set(completed=True, completion_safe=True, completion_stored=True)
     _supersede(t, event)
     trainer = t.state.trainer
     if trainer is not None and not trainer.superseded:
@@ -715,6 +715,11 @@ def advance_completion(t: Turn) -> None:
     state = t.state
     if not state.completed or state.trainer is not None or state.resuming is not None:
         return
+    if not state.completion_safe and state.completion_inspected:
+        last = newest_known(state)
+        if last is None or last.durable or last.stored or last.unsendable:
+            t.set(completion_safe=True)
+            t.persist()
     if not state.completion_stored:
         if state.store.status != "open" or not state.completion_inspected:
             return

@@ -245,10 +245,7 @@ class Oracle:
         if not calm or machine.daemon.hung_since is not None:
             return
         order = self._order[file.content]
-        if (
-            file.content in {f.content for f in machine.disk.files.values()}
-            or file.name == "ckpt.pt"
-        ):
+        if machine.disk.files.get(file.name) is file and file.whole:
             safe = self._synced.get(machine.name, -1)
             if safe < order and self._stored[0] < order and not file.poisoned:
                 self.broken("promptly safe", f"{file.name} is {world.clock.mono - at:.0f} s old")

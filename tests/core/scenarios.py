@@ -715,6 +715,13 @@ story(
     both(completed, lambda w: len(w.oracle.resumes) == 1),
 )
 story(
+    "completed-then-power-cut",
+    "A power cut takes the last checkpoint before it is durable: the run is not complete yet",
+    [(319.3, "cut")],
+    resumed(0, 200),
+    fate=lose_everything,
+)
+story(
     "completed-then-notice",
     "A notice for a machine whose run is complete",
     [(400, "notice")],
