@@ -5,8 +5,9 @@ signal -> (trainer saves and ends) -> look at the disk -> upload the newest -> d
 The stop signal goes out first, once, and everything else waits for it. The trainer is
 killed, and uploads stop, when the margin before the deadline begins and not sooner;
 only a stop by the user does not wait that long for a trainer that catches no signal,
-when all it saved is stored and its next save would come too late. Nothing here ever stops the machine: an operating-system
-shutdown would make EC2 disable the persistent request, and nobody would start it again.
+when all it saved is stored and its next save would come too late. Nothing here ever
+stops the machine: an operating-system shutdown would make EC2 disable the persistent
+request, and nobody would start it again.
 
 Past the deadline plus `interruption.not_carried_out_after` and still running, the notice
 was not carried out and training goes on from the newest checkpoint.
@@ -167,7 +168,7 @@ def begin(t: Turn, source: str, action: str, seconds: float, *, request: int | N
         )  # fmt: skip
         t.set(interruption=new, retry_at=None)
     else:
-        _join(t, old, source, action, deadline, kill_at, resume_at)
+        _join(t, old, source, action, times=(deadline, kill_at, resume_at))
     i = t.state.interruption
     if i is None:
         return
@@ -197,11 +198,11 @@ def _join(
     old: Interruption,
     source: str,
     action: str,
-    deadline: float,
-    kill_at: float | None,
-    resume_at: float | None,
+    *,
+    times: tuple[float, float | None, float | None],
 ) -> None:
     """Two at once: the earlier deadline counts, and a stop of the daemon ends it."""
+    deadline, kill_at, resume_at = times
     if old.request is not None and source != "drill":
         t.do(do.Reply(old.request, ok=False, message=f"the drill became real: {action}"))
     kills = [k for k in (old.kill_at, kill_at) if k is not None]

@@ -46,7 +46,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import interrupting, record, resuming, storing, training
 from spotd.core.deadline import WINDOW
@@ -94,38 +93,56 @@ def wake_at(state: State, now: Now) -> float | None:
 
     Only what lies ahead counts: what was due by `now` has been looked at.
     """
-    times: list[float | None] = [state.retry_at, state.measure_at]
-    if state.trainer is not None:
-        trainer = state.trainer
-        times += [trainer.stop_retry_at, None if trainer.killed else trainer.kill_at]
-        if state.policy.progress_timeout is not None:
-            pause = state.policy.progress_timeout / training.MEASURES
-            times.append(max(trainer.last_progress + pause, state.measure_at or 0.0))
-    if state.resuming is not None:
-        r = state.resuming
-        times += [r.retry_at, r.clear_by if r.clearing else None]
-        if r.local is None and not r.inspecting:
-            times.append(r.inspect_at)
-        if r.stage == "looking" and state.store.status != "open":
-            if state.store.asked_at is not None:
-                times.append(state.store.asked_at + resuming.STORE_PATIENCE)
-            times.append(r.since + state.policy.start_timeout)
+    times = [
+        state.retry_at, state.measure_at, *_trainer_times(state), *_resuming_times(state),
+        *_store_times(state),
+    ]  # fmt: skip
     i = state.interruption
     if i is not None:
         times += [None if i.stopped_uploads else i.kill_at, i.resume_at]
-    store = state.store
-    if storing.wanted(state) and not store.halted:
-        times += [store.retry_at, store.upload_retry_at]
-        if store.status == "open":
-            times += [None if store.renewing else store.renew_at, store.lease_until]
-        if store.status == "open" and state.completed and not state.completion_stored:
-            times.append(store.complete_retry_at)
-        times.append(store.delete_retry_at or None)
     m = state.metadata
     if m.last_ok is not None and not m.announced:
         times.append(m.last_ok + interrupting.SILENCE * max(state.policy.poll_interval, 5.0))
     due = [x for x in times if x is not None and x > now.mono]
     return min(due, default=None)
+
+
+def _trainer_times(state: State) -> list[float | None]:
+    trainer = state.trainer
+    if trainer is None:
+        return []
+    times = [trainer.stop_retry_at, None if trainer.killed else trainer.kill_at]
+    if state.policy.progress_timeout is not None:
+        pause = state.policy.progress_timeout / training.MEASURES
+        times.append(max(trainer.last_progress + pause, state.measure_at or 0.0))
+    return times
+
+
+def _resuming_times(state: State) -> list[float | None]:
+    r = state.resuming
+    if r is None:
+        return []
+    times = [r.retry_at, r.clear_by if r.clearing else None]
+    if r.local is None and not r.inspecting:
+        times.append(r.inspect_at)
+    if r.stage == "looking" and state.store.status != "open":
+        if state.store.asked_at is not None:
+            times.append(state.store.asked_at + resuming.STORE_PATIENCE)
+        times.append(r.since + state.policy.start_timeout)
+    return times
+
+
+def _store_times(state: State) -> list[float | None]:
+    store = state.store
+    times = [store.lease_until if store.status == "open" else None]
+    if store.halted or not storing.wanted(state):
+        return times
+    times += [store.retry_at, store.upload_retry_at, store.delete_retry_at or None]
+    if store.status == "open":
+        times.append(None if store.renewing else store.renew_at)
+        if state.completed and not state.completion_stored:
+            times.append(store.complete_retry_at)
+    return times
 
 
 # --- the daemon itself ---------------------------------------------------------------

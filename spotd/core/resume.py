@@ -83,39 +83,40 @@ def choose(
         known: What this machine recorded.
         rejected: Ids and fingerprints that are not to be tried; `hold:<id>` only its hold.
     """
-    best = NOTHING
-    best_key: tuple[int, int] = (-1, -1)
+    offers, unrecorded = _on_disk(local, stored, known)
+    by_id = {k.id: k for k in known}
+    for checkpoint_id, c in held:
+        k = by_id.get(checkpoint_id)
+        if k is not None and f"hold:{k.id}" not in rejected:
+            offers.append((k.sequence, 2, Choice("hold", c.name, k.id, k.step, k.fingerprint)))
+    offers += [(s.sequence, 1, Choice("store", s.name, s.id, s.step)) for s in stored]
+    good = [o for o in offers if not {o[2].id, o[2].fingerprint} & rejected]
+    sequence, _, best = max(good, key=lambda o: o[:2], default=(-1, -1, NOTHING))
+    fresh = newest(c for c in unrecorded if c.fingerprint not in rejected)
+    if fresh is not None and _newer_than_best(fresh, sequence, stored, known):
+        return Choice("disk", fresh.name, None, fresh.step, fresh.fingerprint)
+    return best
 
-    def offer(choice: Choice, sequence: int, rank: int) -> None:
-        nonlocal best, best_key
-        if {choice.id, choice.fingerprint} & rejected:
-            return
-        if (sequence, rank) > best_key:
-            best, best_key = choice, (sequence, rank)
 
-    recorded = {(k.name, k.fingerprint): k for k in known}
-    unrecorded = []
+def _on_disk(
+    local: Sequence[LocalCheckpoint],
+    stored: Sequence[StoredCheckpoint],
+    known: Sequence[Known],
+) -> tuple[list[tuple[int, int, Choice]], list[LocalCheckpoint]]:
+    """Returns (sequence, rank, choice) of what has an id, and what has none."""
+    recorded = {(k.name, k.fingerprint): k for k in known if k.stored or not k.unsendable}
+    offers, unrecorded = [], []
     for c in local:
         k = recorded.get((c.name, c.fingerprint))
         match = next((s for s in stored if same_content(c, s)), None)
-        if k is not None and (k.stored or not k.unsendable):
-            offer(Choice("disk", c.name, k.id, k.step, c.fingerprint), k.sequence, 3)
+        if k is not None:
+            offers.append((k.sequence, 3, Choice("disk", c.name, k.id, k.step, c.fingerprint)))
         elif match is not None:
             found = Choice("disk", c.name, match.id, match.step, c.fingerprint)
-            offer(found, match.sequence, 3)
-        elif c.fingerprint not in rejected:
+            offers.append((match.sequence, 3, found))
+        else:
             unrecorded.append(c)
-    for checkpoint_id, c in held:
-        k = next((k for k in known if k.id == checkpoint_id), None)
-        if k is not None and f"hold:{k.id}" not in rejected:
-            offer(Choice("hold", c.name, k.id, k.step, k.fingerprint), k.sequence, 2)
-    for s in stored:
-        offer(Choice("store", s.name, s.id, s.step), s.sequence, 1)
-
-    fresh = newest(unrecorded)
-    if fresh is not None and _newer_than_best(fresh, best_key[0], stored, known):
-        return Choice("disk", fresh.name, None, fresh.step, fresh.fingerprint)
-    return best
+    return offers, unrecorded
 
 
 def _newer_than_best(

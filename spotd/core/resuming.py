@@ -72,9 +72,9 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
             _put_torn_aside(t, dict(event.torn))
         return
     trainer = t.state.trainer
-    if trainer is None or not trainer.superseded:
-        if storing.register_newest(t, event.checkpoints) is None:
-            storing.hold_again(t)
+    void = trainer is not None and trainer.superseded
+    if not void and storing.register_newest(t, event.checkpoints) is None:
+        storing.hold_again(t)
     if t.state.inspections:
         return
     if t.state.interruption is not None and t.state.interruption.inspection == "asked":

@@ -32,8 +32,10 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """A moment: `mono` seconds of a clock that never jumps (and counts suspended time),
-    `wall` seconds since the epoch.
+    """A moment on two clocks.
+
+    `mono`: seconds of a clock that never jumps and counts suspended time. `wall`: seconds
+    since the epoch.
     """
 
     mono: float
@@ -251,6 +253,8 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
+    """What has been counted since the run began."""
+
     interruptions: int = 0
     restarts: int = 0
     crashes: int = 0
@@ -349,7 +353,7 @@ def changed(value: T, changes: dict[str, Any]) -> T:
         layout = _LAYOUT[cls] = (attrgetter(*names), tuple(setters.values()), setters)
     read, write, by_name = layout
     copy = object.__new__(cls)
-    for put, old in zip(write, read(value)):
+    for put, old in zip(write, read(value)):  # noqa: B905 - strict costs a tenth of it
         put(copy, old)
     for name, new in changes.items():
         by_name[name](copy, new)

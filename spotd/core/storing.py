@@ -78,18 +78,18 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
             hold = "link"  # held by a daemon that did not live to say so
         if k.present != there or k.hold != hold:
             t.set_known(k.id, present=there, hold=hold)
-    for checkpoint_id in held.keys() - {k.id for k in t.state.known}:
-        _adopt_hold(t, checkpoint_id, held[checkpoint_id])
+    for unknown in sorted(held.keys() - {k.id for k in t.state.known}):
+        _adopt_hold(t, unknown, held[unknown])
     t.set(older_on_disk=len(event.checkpoints) > 1)
 
 
-def _adopt_hold(t: Turn, checkpoint_id: str, c: LocalCheckpoint) -> None:
+def _adopt_hold(t: Turn, hold: str, c: LocalCheckpoint) -> None:
     """A hold without a record of it: the record was lost, or written before it was made."""
-    parsed = parse_checkpoint_id(checkpoint_id)
+    parsed = parse_checkpoint_id(hold)
     if parsed is None:
         return
     k = Known(
-        checkpoint_id, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, c.step,
+        hold, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, c.step,
         t.now.wall, present=False, hold="link",
     )  # fmt: skip
     known = sorted((*t.state.known, k), key=lambda x: x.sequence)
@@ -211,10 +211,12 @@ def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
         if k.name == event.name and k.present:
             t.set_known(k.id, present=False)
     r = t.state.resuming
-    if r is not None and r.local is not None and r.stage in ("looking", "clearing", "preflight"):
-        if event.name in {c.name for c in r.local.checkpoints}:
-            # What was going to be resumed from may be gone: look again.
-            t.set_resuming(stage="looking", local=None, choice=None, retry_at=None)
+    looking = r is not None and r.stage in ("looking", "clearing", "preflight")
+    if r is None or r.local is None or not looking:
+        return
+    if event.name in {c.name for c in r.local.checkpoints}:
+        # What was going to be resumed from may be gone: look again.
+        t.set_resuming(stage="looking", local=None, choice=None, retry_at=None)
 
 
 def on_held(t: Turn, event: on.Held) -> None:

@@ -48,12 +48,18 @@ def on_reported(t: Turn, event: on.TrainerReported) -> None:
     t.set(last_step=max(event.step, t.state.last_step or 0))
     if t.now.mono - t.state.persisted_at >= REMEMBER_STEP:
         t.persist()  # so that a power cut can be told what it cost
-    if event.step > (t.state.best_step if t.state.best_step is not None else -1):
-        t.set(best_step=event.step)
-        if trainer.resumed_step is None or event.step > trainer.resumed_step:
-            t.set_trainer(progressed=True)
-            if t.state.failures:
-                t.set(failures=0, crashes_from=None, blamed=())
+    _note_progress(t, trainer, event.step)
+
+
+def _note_progress(t: Turn, trainer: Trainer, step: int) -> None:
+    best = t.state.best_step
+    if best is not None and step <= best:
+        return
+    t.set(best_step=step)
+    if trainer.resumed_step is None or step > trainer.resumed_step:
+        t.set_trainer(progressed=True)
+        if t.state.failures:
+            t.set(failures=0, crashes_from=None, blamed=())
 
 
 def on_activity(t: Turn, event: on.ActivityMeasured) -> None:
@@ -175,14 +181,19 @@ def advance(t: Turn) -> None:
         stop(t, kill_in=None)  # asked for while it was being started
     if trainer.kill_at is not None and now >= trainer.kill_at:
         kill(t, "it did not end in time after the stop signal")
+    _measure(t, trainer)
+
+
+def _measure(t: Turn, trainer: Trainer) -> None:
+    """Asks for the trainer's activity when it has been quiet for a share of its time."""
     timeout = t.policy.progress_timeout
-    if timeout is not None and not trainer.measuring and trainer.stop is None:
-        if now >= trainer.last_progress + timeout / MEASURES:
-            pause = state.measure_at
-            if pause is None or now >= pause:
-                t.set_trainer(measuring=True)
-                t.set(measure_at=now + timeout / MEASURES)
-                t.do(do.MeasureActivity())
+    if timeout is None or trainer.measuring or trainer.stop is not None:
+        return
+    due = max(trainer.last_progress + timeout / MEASURES, t.state.measure_at or 0.0)
+    if t.now.mono >= due:
+        t.set_trainer(measuring=True)
+        t.set(measure_at=t.now.mono + timeout / MEASURES)
+        t.do(do.MeasureActivity())
 
 
 def on_exited(t: Turn, event: on.TrainerExited) -> None:
