@@ -6,7 +6,6 @@ import json
 import logging
 import urllib.request
 
-import boto3
 import pytest
 
 REGION = "us-east-1"
@@ -29,6 +28,8 @@ class Account:
         }
 
     def client(self, service):
+        import boto3
+
         return boto3.client(
             service, endpoint_url=self.url, region_name=REGION,
             aws_access_key_id="test-key", aws_secret_access_key="test-secret",

@@ -207,6 +207,23 @@ _TABLE = (
         "spotd cannot write its state",
         "Training goes on, but a restart of spotd would know less. Free some space.",
     ),
+    (
+        "metrics_failed",
+        "Figures cannot be shown or kept",
+        "metrics.textfile or metrics.listen cannot be used; the line says why. Nothing else is\n"
+        "touched by it.",
+    ),
+    (
+        "message_sent",
+        "Somebody was told",
+        "The webhook or the SNS topic of [notify] has taken a message.",
+    ),
+    (
+        "message_failed",
+        "Nobody could be told",
+        "The webhook or the SNS topic of [notify] does not take a message. It is tried again for\n"
+        "a day, less and less often, also after a boot. `spotd notify-test` tries it now.",
+    ),
     ("defect", "A defect in spotd", "Training is untouched. Please report it with this line."),
 )
 

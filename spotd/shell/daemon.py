@@ -30,6 +30,7 @@ from spotd.shell.imds import MetadataWatcher
 from spotd.shell.journal import Journal
 from spotd.shell.loop import Loop, clock
 from spotd.shell.notify import Notifier
+from spotd.shell.observing.observer import Observer
 from spotd.shell.statestore import StateStore
 from spotd.shell.store.client import StoreClient
 from spotd.shell.store.source import UploadSource
@@ -87,6 +88,7 @@ class Daemon:
         self._own = _private_directory(settings.paths.state / settings.run)
         self.history = History(self._own / "history.jsonl")
         self.watcher: MetadataWatcher
+        self.observer: Observer | None = None
         self.records = StateStore(
             self._own / "state.json",
             settings.paths.runtime / f"{settings.run}.state.json",
@@ -108,6 +110,7 @@ class Daemon:
         record = self.records.load(self.boot.id)
         instance_id = self._instance_id(record)
         self._make_parts(instance_id)
+        self._have_observer(instance_id)
         found = self.host.find()
         self.loop.handle(
             on.Started(
@@ -132,6 +135,20 @@ class Daemon:
             self.notifier.stopping()
         self._end(status)
         return status
+
+    def _have_observer(self, instance_id: str) -> None:
+        """Figures, ledger and messages: who looks on, and decides nothing."""
+        self.observer = Observer(
+            lambda: self.settings,
+            self._own,
+            instance_id=instance_id,
+            boot=self.boot,
+            identity=self.watcher.identity,
+            clock=clock,
+            announce=self._announce,
+        )
+        self.loop.observe = self.observer.saw
+        self.observer.start()
 
     def _make_parts(self, instance_id: str) -> None:
         s = self.settings
@@ -172,11 +189,18 @@ class Daemon:
         )
         self.control = ControlServer(
             s.paths.runtime / "control.sock",
-            status=lambda: status_of(self.loop.state, clock()),
+            status=self._status,
             post=post,
             users=frozenset({owner.uid}),
         )
         self._perform.update(self._performers())
+
+    def _status(self) -> dict[str, object]:
+        status = status_of(self.loop.state, clock())
+        trainer = status["trainer"]
+        if isinstance(trainer, dict):
+            trainer["datagrams"] = {"received": self.socket.received, "dropped": self.socket.bad}
+        return status
 
     def _from_trainer(self, event: Event) -> None:
         if isinstance(event, on.TrainerExited):
@@ -227,7 +251,10 @@ class Daemon:
 
     def _announce(self, line: do.Announce) -> None:
         self.journal.write(line)
-        self.history.append(line, time.time())
+        wall = time.time()
+        self.history.append(line, wall)
+        if self.observer is not None:
+            self.observer.announced(line, wall)
 
     def _upload(self, action: do.Upload) -> None:
         source = self.directory.source_of(action.id)
@@ -318,6 +345,8 @@ class Daemon:
         self.store.close()
         self.directory.stop()
         self.socket.close()
+        if self.observer is not None:
+            self.observer.close()
         self.history.close()
         if status == 0:
             self.journal.sync()

@@ -57,6 +57,7 @@ class Loop:
         self._queue: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self._exit: int | None = None
         self._defects: set[str] = set()
+        self.observe: Callable[[State, Now], None] | None = None  # returns at once
 
     def post(self, event: on.Event) -> None:
         """Hands in an event; from any thread, and from a signal handler."""
@@ -64,8 +65,9 @@ class Loop:
 
     def handle(self, event: on.Event) -> None:
         """Decides on one event and carries the decision out. The loop's thread only."""
+        now = clock()
         try:
-            self.state, actions = step(self.state, event, clock())
+            self.state, actions = step(self.state, event, now)
         except Exception as e:  # noqa: BLE001 - a defect must not take the training with it
             self._defect(f"{type(event).__name__}: {e!r}")
             return
@@ -77,6 +79,8 @@ class Loop:
                 self._perform[type(action)](action)
             except Exception as e:  # noqa: BLE001 - as above; the other actions still count
                 self._defect(f"{type(action).__name__}: {e!r}")
+        if self.observe is not None:
+            self.observe(self.state, now)
 
     def _defect(self, what: str) -> None:
         if what in self._defects:
