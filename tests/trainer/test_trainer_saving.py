@@ -113,6 +113,20 @@ def test_the_optimizer_waits_for_what_is_not_yet_copied():
     assert torch.equal(snapshot.state["w"], before)
 
 
+def test_the_first_save_finds_its_buffers_mapped_already():
+    model, optimizer = make()
+    step(model, optimizer)
+    state = {"w": model.weight.detach(), "more": [optimizer.state[model.weight]]}
+    stager = Stager()
+    stager.prepare(state)
+    stager._preparing.join()
+    prepared = {buffer.data_ptr() for buffer in stager._buffers.values()}
+    taken = stager.take(state).state
+    assert taken["w"].data_ptr() in prepared
+    assert taken["more"][0]["exp_avg"].data_ptr() in prepared
+    assert len(prepared) == 4
+
+
 def test_parameters_changed_behind_the_optimizers_back_are_found_out(tmp_path, caplog):
     model, optimizer = make()
     with Session(model, optimizer, directory=tmp_path, save_every=None) as session:
@@ -354,8 +368,11 @@ def test_killed_in_mid_save_the_last_whole_checkpoint_is_found(tmp_path):
         wait_for(lambda b=before: lines_in(tmp_path / "losses.jsonl") > b + 15, process)
         process.send_signal(signal.SIGKILL)
         finish(process)
-    newest = find_checkpoints(tmp_path / "checkpoints")[0]
-    assert read_archive(newest)["step"] >= 30
+        found = find_checkpoints(tmp_path / "checkpoints")
+        assert [read_archive(path)["step"] for path in found] == [
+            int(path.stem.removeprefix("step-")) for path in found
+        ]
+    assert found
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from spotd_trainer.archive import Cancelled, Pace
 from spotd_trainer.files import find_checkpoints, prune
-from spotd_trainer.snapshot import StateChangedError
+from spotd_trainer.snapshot import StateChangedError, step_back
 from spotd_trainer.state import tensors_of
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class Saver:
 
     def _write(self, saving: Saving, state: dict[str, Any]) -> None:
         began = time.monotonic()
+        if saving.snapshot is not None:
+            step_back()
         try:
             self._write_or_make_room(saving, state)
         except BaseException as error:  # noqa: BLE001 - raised in the loop, by raise_error

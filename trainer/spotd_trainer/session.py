@@ -135,7 +135,7 @@ class Session:
         self._save_wanted = False
         self._idle = True
         self._last_save = time.monotonic()
-        self._notes_told = False
+        self._prepared = False
 
     @property
     def epoch(self) -> int:
@@ -245,6 +245,8 @@ class Session:
         self.step += 1
         self._meter.stepped(saving=self._saver.busy)
         self._report(loss)
+        if not self._prepared:
+            self._prepare()
         stop = self._consult()
         if stop:
             self._stop(stop)
@@ -340,17 +342,23 @@ class Session:
             self._meter.waited(self._snapshot.wait())
             self._snapshot = None
 
-    def _about(self) -> dict[str, Any]:
-        notes = self._parts.notes()
-        if notes and not self._notes_told and self._ranks.rank == 0:
-            for note in notes:
+    def _prepare(self) -> None:
+        """After the first step: whatever is wrong with a save shows now, not hours later."""
+        self._prepared = True
+        about = self._about()
+        if self._ranks.rank == 0:
+            for note in about["inexact"]:
                 log.warning("a resume will not be exact: %s", note)
-        self._notes_told = True
+        state = self._layout.capture(about)
+        if state is not None and self._asynchronous and self._save_every is not None:
+            self._stager.prepare(state)
+
+    def _about(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "epoch": self.epoch,
             "total_steps": self.total_steps,
-            "inexact": notes,
+            "inexact": self._parts.notes(),
         }
 
     def _start_save(self) -> None:
