@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from spotd.config import Settings
 
+DEFAULT_PACKAGE = f"spotd=={spotd.__version__}"
+
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb to the command line."""
@@ -25,7 +27,7 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--package",
         metavar="WHAT",
-        default=f"spotd=={spotd.__version__}",
+        default=DEFAULT_PACKAGE,
         help="s3://BUCKET/KEY or URL of a .deb or .rpm, or what pip installs (%(default)s)",
     )
     p.add_argument("--sha256", metavar="HEX", default="", help="what the .deb or .rpm must hash to")
@@ -36,16 +38,24 @@ def add_parser(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the user data."""
     settings = settings_of(options)
-    path = Path(settings.source_path)
-    _refuse_secrets(settings)
     volume = None
     if options.data_device:
         owner = settings.trainer.user or "root"
         volume = Volume(options.data_device, options.data_mount, owner)
-    endpoint = settings.store.endpoint_url or ""
-    source = Source(options.package, options.sha256, endpoint)
-    sys.stdout.write(render(path.read_text(encoding="utf-8-sig"), source=source, volume=volume))
+    sys.stdout.write(text_of(settings, options.package, options.sha256, volume))
     return EXIT_DONE
+
+
+def text_of(settings: Settings, package: str, sha256: str, volume: Volume | None = None) -> str:
+    """The user data of a configuration, from its own file.
+
+    Raises:
+        SpotdError: It holds a secret, or cannot be made.
+    """
+    _refuse_secrets(settings)
+    source = Source(package, sha256, settings.store.endpoint_url or "")
+    text = Path(settings.source_path).read_text(encoding="utf-8-sig")
+    return render(text, source=source, volume=volume)
 
 
 def _refuse_secrets(settings: Settings) -> None:
