@@ -88,6 +88,7 @@ class Observer:
         self._endpoint: Endpoint | None = None
         self._troubles: dict[str, str] = {}
         self._saved_at = time.monotonic()
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     # --- called by the daemon --------------------------------------------------------
@@ -134,6 +135,7 @@ class Observer:
 
     def close(self, timeout: float = 3.0) -> None:
         """Writes out what there is, and ends."""
+        self._ending = True
         self._queue.put(None)
         self._thread.join(timeout)
         if self._endpoint is not None:
@@ -152,7 +154,7 @@ class Observer:
             text = f"{error!r}\n{traceback.format_exc(limit=-4)}"
             self._announce(Announce("defect", f"a defect in spotd: observer: {text}", 3))
             time.sleep(1.0)
-            return True
+            return not self._ending
 
     def _turn(self) -> bool:
         """Takes in what has been announced, for a while; False when it is time to end."""
@@ -170,7 +172,7 @@ class Observer:
         self._keep_book()
         self._plot()
         self._expose()
-        if news or time.monotonic() - self._saved_at >= SAVE_EVERY:
+        if news or urgent or time.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save(durably=urgent)
         return going
 
