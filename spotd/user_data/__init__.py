@@ -156,9 +156,10 @@ _HEAD = """\
 #cloud-config
 # Printed by `spotd user-data`. May run twice; holds no secrets: the instance's role has them.
 bootcmd:
-  # Until the setup below is durably done, cloud-init forgets that it has run.
+  # Until the setup below is durably done, cloud-init forgets that it has run. The sync is for
+  # what cloud-init itself has written by now: an empty file of its own stops it at every boot.
   - [sh, -c, 'cd /var/lib/cloud/instance/sem && [ ! -s ../spotd-ready ] &&
-      rm -f config_write?files config_runcmd config_scripts?user || true']
+      rm -f config_write?files config_runcmd config_scripts?user; sync']
 """
 
 _TAIL = """\

@@ -1,17 +1,124 @@
+"""Boots of every kind: first, again, elsewhere, and after the power went."""
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from ec2box import ami
+
+from spotd.user_data import Source, render
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ec2box.cloud import Cloud
+    from ec2box.instance import Instance
     from ec2box.training import Training
 
-pytestmark = [pytest.mark.root, pytest.mark.systemd]
+pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.slow]
 
 
-def test_an_instance_that_boots_trains_and_stores_its_checkpoints(training: Training) -> None:
-    training.boot()
+def messages(instance: Instance, event: str) -> list[str]:
+    return [entry["MESSAGE"] for entry in instance.events(event)]
+
+
+@pytest.fixture
+def bare(training: Training, launch: Any, base: Path, scratch: Path) -> Instance:
+    """An instance of a plain Debian image: no spotd, nothing but the user's own files."""
+    home = scratch / "home-layer"
+    ami.put_trainer(home)
+    training.instance = launch(layers=[home, base])
+    return training.instance
+
+
+def test_the_first_boot_from_user_data_installs_spotd_from_s3_and_trains(
+    training: Training, cloud: Cloud, bare: Instance, package: Path
+) -> None:
+    instance = bare
+    cloud.put("spotd.deb", package.read_bytes())
+    source = Source(f"s3://{cloud.bucket}/spotd.deb", endpoint_url=cloud.s3_url)
+    cloud.imds.user_data = render(training.configuration(), source=source)
+    instance.start()
+    training.until_training(patience=60)
+    assert "enabled" in instance.run("systemctl", "is-enabled", "spotd")
+    assert oct(instance.file("/etc/spotd/spotd.toml").stat().st_mode)[-4:] == "0640"
     training.until_stored()
-    assert training.instance.show("spotd.service", "ActiveState")["ActiveState"] == "active"
-    assert training.line() != ""
+    ready = ("cat", "/var/lib/cloud/instance/spotd-ready")
+    instance.until(lambda: instance.run(*ready, check=False) == "done\n", "the setup's end")
+
+    # The second boot runs no user data, and the unit trains all the same.
+    cloud.imds.user_data = "#cloud-config\n{}\n"
+    instance.stop()
+    saved = training.step
+    instance.start()
+    training.until_training()
+    assert training.resumed_at() == [0, saved]
+
+
+def test_a_power_cut_during_the_first_boot_is_made_good_by_the_second(
+    training: Training, cloud: Cloud, bare: Instance, package: Path
+) -> None:
+    instance = bare
+    (cloud.files / "spotd.deb").write_bytes(package.read_bytes())
+    source = Source(cloud.url("spotd.deb"))
+    cloud.imds.user_data = render(training.configuration(), source=source)
+    instance.start()
+    instance.until(lambda: instance.file("/etc/spotd/spotd.toml").exists(), "write_files")
+    instance.cut()
+    instance.start()
+    training.until_training(patience=60)
+    training.until_stored()
+
+
+def test_a_reboot_by_hand_goes_on_at_the_same_step(training: Training) -> None:
+    training.boot()
+    training.instance.run("systemctl", "reboot", "--no-block", check=False)
+    assert training.instance.wait_off() == 133
+    saved = training.step
+    training.instance.start()
+    training.until_training()
+    assert training.resumed_at() == [0, saved]
+    assert "reboot" in messages(training.instance, "boot_classified")[-1]
+
+
+def test_a_new_instance_with_an_empty_disk_goes_on_from_the_store(
+    training: Training, cloud: Cloud
+) -> None:
+    training.boot()
+    cloud.imds.give_notice("terminate", in_seconds=30)
+    training.until_state("drained")
+    saved = training.step
+    training.instance.stop()
+    cloud.imds.withdraw()
+    training.replace()
+    training.instance.start()
+    training.until_training()
+    assert training.resumed_at() == [saved]
+    assert training.instance.events("restore_finished")
+
+
+def test_ten_power_cuts_at_random_moments_cost_what_was_not_saved_and_no_more(
+    training: Training,
+) -> None:
+    chance = random.Random(6)
+    training.configure()
+    stored = 0
+    for _ in range(10):
+        training.instance.start()
+        training.until_training(1)
+        pause = time.monotonic() + chance.uniform(0.0, 1.5)
+        training.instance.until(lambda p=pause: time.monotonic() > p, "the cut")
+        stored = training.stored_step()
+        training.instance.cut()
+        training.forget_lost_steps()
+    training.instance.start()
+    training.until_training()
+    assert training.resumed_at()[-1] >= stored
+    kinds = messages(training.instance, "boot_classified")
+    assert kinds[-1] == "the machine went down without warning"
+    assert not training.instance.events("gave_up")
+    manifests = training.stored()
+    assert [m["sequence"] for m in manifests] == sorted({m["sequence"] for m in manifests})

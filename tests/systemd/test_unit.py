@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.slow]
 
 
+SECRET = """chmod 644 /etc/spotd/spotd.toml; cat >>/etc/spotd/spotd.toml <<'END'
+[notify]
+webhook_url = "https://hooks.example/T0/B0/x"
+END"""
+
+
 def main_pid(instance: Instance) -> int:
     return int(instance.show("spotd.service", "MainPID")["MainPID"])
 
@@ -181,8 +187,7 @@ def test_everything_is_explained_by_journalctl_x_and_systemctl_status(training: 
         ("chown ubuntu /etc/spotd/spotd.toml", "owned by"),
         ("chmod o+w /etc/spotd/spotd.toml", "written by anybody"),
         (
-            "printf '[notify]\\nwebhook_url = \"https://hooks.example/T0/B0/x\"\\n' "
-            ">> /etc/spotd/spotd.toml; chmod 644 /etc/spotd/spotd.toml",
+            SECRET,
             "read by anybody",
         ),
     ],
@@ -227,7 +232,7 @@ def test_a_run_that_completed_is_not_started_again_at_the_next_boot(training: Tr
     training.instance.start()
     training.until_state("completed")
     assert training.stored_step() == 40
-    assert any(key.endswith("/completed.json") for key in training.cloud.keys())
+    assert any(key.endswith("/completed.json") for key in training.cloud.keys("spotd/"))
     training.instance.stop()
     training.instance.start()
     training.until_state("completed")

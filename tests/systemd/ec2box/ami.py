@@ -55,16 +55,16 @@ def bake(folder: Path, root: Path, package: Path) -> Path:
         (merged / "spotd.deb").unlink()
     finally:
         detach(merged)
-    shutil.copy(Path(__file__).with_name("train.py"), _home(layer) / "train.py")
+    put_trainer(layer)
     drop_in = layer / "etc/systemd/system/spotd.service.d/nspawn.conf"
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text(DROP_IN)
     return image.without_cloud_init(layer)
 
 
-def _home(layer: Path) -> Path:
+def put_trainer(layer: Path) -> None:
+    """What the user brings: a training script in a home directory."""
     home = layer / "home/ubuntu"
-    if not home.exists():
-        home.mkdir(parents=True)
-        shutil.chown(home, 1000, 1000)
-    return home
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("train.py"), home / "train.py")
+    shutil.chown(home, 1000, 1000)

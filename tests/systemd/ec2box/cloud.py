@@ -158,6 +158,9 @@ class Cloud:
         answer = self.net.call(self._client().get_object, Bucket=self.bucket, Key=key)
         return answer["Body"].read()
 
+    def put(self, key: str, data: bytes) -> None:
+        self.net.call(self._client().put_object, Bucket=self.bucket, Key=key, Body=data)
+
     def empty(self, prefix: str = "") -> None:
         for key in self.keys(prefix):
             self.net.call(self._client().delete_object, Bucket=self.bucket, Key=key)

@@ -138,6 +138,13 @@ class Training:
             seen.setdefault((pid, begin))
         return [begin for _, begin in seen]
 
+    def forget_lost_steps(self) -> None:
+        """After a cut: the log of steps is no checkpoint; what is left of it is made readable."""
+        path = self.instance.file(f"{HOME}/steps.log")
+        if path.exists():
+            path.write_text("".join(f"{a} {b} {c}\n" for a, b, c in self.steps()))
+            self.instance.sync()
+
     def secret_marks(self) -> list[str]:
         """Lines of the journal that hold the role's secret key; there must be none."""
         return [e["MESSAGE"] for e in self.instance.journal() if MARKS in str(e.get("MESSAGE"))]
