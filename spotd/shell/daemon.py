@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.config import load
 from spotd.core import actions as do
 from spotd.core import events as on
+from spotd.core.checkpoint import parse_checkpoint_id
 from spotd.core.state import Policy, State
 from spotd.core.status import status_of
 from spotd.errors import ConfigError, SpotdError
@@ -151,6 +152,7 @@ class Daemon:
         self.observer.start()
 
     def _make_parts(self, instance_id: str) -> None:
+        self._arriving = ""  # name of the checkpoint that is being fetched
         s = self.settings
         post = self.loop.post
         owner = _owner(s.trainer.user)
@@ -185,7 +187,7 @@ class Daemon:
             checkpoint_directory=s.checkpoints.directory,
             owner=(owner.uid, owner.gid),
             state_directory=self._own / "store",
-            post=post,
+            post=self._from_store,
         )
         self.control = ControlServer(
             s.paths.runtime / "control.sock",
@@ -242,8 +244,8 @@ class Daemon:
             do.ReleaseLease: lambda _: self.store.release_lease(LAST_WORDS),
             do.Upload: self._upload,
             do.StopUploads: lambda _: self.store.stop_uploads(),
-            do.Fetch: lambda a: self.store.fetch(a.id),
-            do.StopFetch: lambda _: self.store.stop_fetch(),
+            do.Fetch: self._fetch,
+            do.StopFetch: lambda _: self._stop_fetch(),
             do.DeleteFromStore: lambda a: self.store.delete(a.ids),
             do.StoreCompletion: lambda _: self.store.store_completion(),
             do.FinishInstance: self._finish_instance,
@@ -255,6 +257,26 @@ class Daemon:
         self.history.append(line, wall)
         if self.observer is not None:
             self.observer.announced(line, wall)
+
+    def _fetch(self, action: do.Fetch) -> None:
+        parsed = parse_checkpoint_id(action.id)
+        self._arriving = parsed[1] if parsed is not None else ""
+        self.directory.arriving(self._arriving)
+        self.store.fetch(action.id)
+
+    def _stop_fetch(self) -> None:
+        self.store.stop_fetch()
+        self._arrived()
+
+    def _arrived(self) -> None:
+        name, self._arriving = self._arriving, ""
+        if name:
+            self.directory.arrived(name)
+
+    def _from_store(self, event: Event) -> None:
+        if isinstance(event, (on.Fetched, on.FetchFailed)):
+            self._arrived()
+        self.loop.post(event)
 
     def _upload(self, action: do.Upload) -> None:
         source = self.directory.source_of(action.id)
