@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from spotd.simulation.machine import Machine
 
+# Killed before one of these, the world is as it is when killed before what comes after it.
+WORDS = frozenset({do.Announce, do.SyncJournal, do.Reply, do.WarmStore})
 AT_ONCE = 400  # decisions at one instant; more is a livelock
 
 
@@ -97,7 +99,7 @@ class Daemon:
         if self.dormant:
             self._catch_up()
         now = self.clock.now()
-        if self.world.before_event(self):
+        if self.world.killed_here(self):
             return
         before = self.state
         self._count(now)
@@ -108,9 +110,12 @@ class Daemon:
             self.world.phases.add((before.phase, after.phase))
             self.world.trace.phase(before.phase, after.phase, after.reason)
         self.world.oracle.decided(self, before, after, actions)
+        touched = False
         for action in actions:
-            if self.world.before_action(self, action):
-                return
+            if type(action) not in WORDS:
+                if touched and self.world.killed_here(self):
+                    return
+                touched = True
             self.world.trace.action(action)
             self.hands.act(action)
             if not self.alive:
@@ -199,6 +204,3 @@ def classify_boot(
     if record.get("interruption") is not None:
         return "interrupted"
     return "reboot" if orderly else "power-loss"
-
-
-__all__ = ["Daemon", "classify_boot", "do", "read_record"]

@@ -1,4 +1,4 @@
-"""One schedule again and again, the daemon killed before each of its actions and events in turn."""
+"""One schedule again and again, the daemon killed at each moment in turn."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 def killed_anywhere(
     schedule: Schedule, *, fate: Callable[[File], str] | None = None
-) -> Iterator[tuple[str, World]]:
-    """Yields (where it was killed, the world afterwards), one kill in each world."""
+) -> Iterator[tuple[int, World]]:
+    """Yields (moment, the world afterwards): see `World.kill_at`."""
     whole = World(schedule, fate=fate).run()
-    for n in range(whole.actions):
-        yield f"before action {n}", World(schedule, fate=fate, kill_at=n).run()
-    for n in range(whole.events):
-        yield f"at event {n}", World(schedule, fate=fate, kill_at_event=n).run()
+    for moment in range(whole.moments):
+        yield moment, World(schedule, fate=fate, kill_at=moment).run()

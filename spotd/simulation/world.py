@@ -34,8 +34,9 @@ class World:
     Args:
         schedule: The world and its weather.
         story: Whether to write the story (`World.trace`).
-        kill_at: The daemon is killed before its n-th action, counted from 0 (or event,
-            with `kill_at_event`).
+        kill_at: The daemon is killed at the n-th moment at which that makes a difference:
+            instead of deciding on an event, or before an action that does something to the
+            world and is not the first of its decision.
         fate: What a power cut does to a file that is not durable; random where None.
     """
 
@@ -45,7 +46,6 @@ class World:
         *,
         story: bool = False,
         kill_at: int | None = None,
-        kill_at_event: int | None = None,
         fate: Callable[[File], str] | None = None,
     ) -> None:
         self.schedule = schedule
@@ -57,9 +57,7 @@ class World:
         self.oracle = Oracle(self)
         self.fate = fate
         self.kill_at = kill_at
-        self.kill_at_event = kill_at_event
-        self.actions = 0
-        self.events = 0
+        self.moments = 0
         self.steps = 0
         self.phases: set[tuple[Phase, Phase]] = set()
         self.announced: dict[str, int] = {}
@@ -99,22 +97,11 @@ class World:
         """Returns a factor for a delay."""
         return 1.0 if self.setup.jitter is None else 0.5 + self.random.random()
 
-    # --- the daemon can be killed between any two actions ------------------------------
-
-    def before_action(self, daemon: Daemon, _: do.Action) -> bool:
-        """Counts; True when this is where the daemon is killed."""
-        n = self.actions
-        self.actions += 1
+    def killed_here(self, daemon: Daemon) -> bool:
+        """Counts the moments at which the daemon could be killed; kills it at one of them."""
+        n = self.moments
+        self.moments += 1
         if n == self.kill_at:
-            daemon.machine.kill_daemon()
-            return True
-        return False
-
-    def before_event(self, daemon: Daemon) -> bool:
-        """The same for an event that is never decided on."""
-        n = self.events
-        self.events += 1
-        if n == self.kill_at_event:
             daemon.machine.kill_daemon()
             return True
         return False

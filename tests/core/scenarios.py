@@ -116,7 +116,7 @@ def story(
     made = Setup(
         policy=replace(POLICY, **(policy or {})),
         trainer=replace(TRAINER, **(trainer or {})),
-        store=replace(StoreModel(), **(store or {})),
+        store=replace(StoreModel(lease_seconds=600.0), **(store or {})),
         **setup,
     )
     happens = tuple(Weather(at, what, *how) for at, what, *how in weather)
@@ -604,6 +604,7 @@ story(
     [(225, "store", {"seconds": 100.0}), (226, "tear"), (227, "cut", {"down": 20.0})],
     both(completed, lambda w: w.oracle.resumes[-1].step == 200),
     hold="none",
+    store={"lease_seconds": 60.0},
 )
 story(
     "blind-start-superseded",
@@ -616,6 +617,7 @@ story(
     ),  # fmt: skip
     policy={"start_timeout": 60.0},
     until=1200,
+    store={"lease_seconds": 60.0},
 )
 story(
     "blind-start-superseded-in-place",
@@ -629,6 +631,7 @@ story(
     policy={"start_timeout": 60.0},
     trainer={"writes": "in-place", "total_steps": 400},
     until=1200,
+    store={"lease_seconds": 60.0},
 )
 story(
     "store-slow",
@@ -668,6 +671,7 @@ story(
     "Another machine trains this run: refused, naming it",
     [(60, "second_machine")],
     both(completed, said("lease_refused")),
+    store={"lease_seconds": 60.0},
 )
 story(
     "lease-taken-over",
@@ -677,6 +681,7 @@ story(
     after_kill=lambda w: None,
     fate=lose_everything,
     until=1300,
+    store={"lease_seconds": 60.0},
 )
 story(
     "lease-lost",
@@ -685,12 +690,14 @@ story(
     both(lambda w: w.bucket.completed, said("lease_refused")),
     after_kill=lambda w: None,
     until=1300,
+    store={"lease_seconds": 60.0},
 )
 story(
     "lease-run-out",
     "The store is away for longer than the lease; nobody took it: ours again",
     [(130, "store", {"seconds": 120.0})],
     resumed(0),
+    store={"lease_seconds": 60.0},
 )
 
 # --- completion -------------------------------------------------------------------------
