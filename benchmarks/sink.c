@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #define MIB (1 << 20)
@@ -31,6 +32,34 @@ struct connection {
 
 static long receive(struct connection *c, void *data, size_t size) {
     return c->tls ? SSL_read(c->tls, data, (int)size) : recv(c->fd, data, size, 0);
+}
+
+/* Reads and drops a chunked body; what has been received already stands in the buffer. */
+static int drop_chunks(struct connection *c, char *buffer, size_t *have) {
+    for (;;) {
+        char *stop;
+        buffer[*have] = 0;
+        while (!(stop = strstr(buffer, "\r\n"))) {
+            long n = receive(c, buffer + *have, 4096);
+            if (n <= 0) return 0;
+            *have += (size_t)n;
+            buffer[*have] = 0;
+        }
+        unsigned long long left = strtoull(buffer, NULL, 16);
+        int last = left == 0;
+        left += 2; /* the line's end behind it */
+        *have -= (size_t)(stop + 2 - buffer);
+        memmove(buffer, stop + 2, *have);
+        while (*have < left) {
+            left -= *have;
+            long n = receive(c, buffer, left > MIB - 8192 ? MIB - 8192 : (size_t)left);
+            if (n <= 0) return 0;
+            *have = (size_t)n;
+        }
+        *have -= (size_t)left;
+        memmove(buffer, buffer + left, *have);
+        if (last) return 1;
+    }
 }
 
 static int give(struct connection *c, const void *data, size_t size) {
@@ -128,7 +157,11 @@ static void *talk(void *argument) {
         snprintf(request, sizeof request, "%s", buffer);
         if (strcasestr(request, "100-continue") && !give(&c, "HTTP/1.1 100 Continue\r\n\r\n", 25)) goto end;
         size_t body = have - (size_t)(stop + 4 - buffer);
-        if (body > left) {
+        if (strcasestr(request, "\r\nTransfer-Encoding: chunked")) {
+            memmove(buffer, stop + 4, body);
+            have = body;
+            if (!drop_chunks(&c, buffer, &have)) goto end;
+        } else if (body > left) {
             memmove(buffer, stop + 4 + left, body - (size_t)left);
             have = body - (size_t)left;
         } else {
@@ -158,6 +191,7 @@ int main(int count, char **arguments) {
         pattern[i] = pattern[i + MIB] = (unsigned char)(state >> 16);
     }
     signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (count > 4) {
         context = SSL_CTX_new(TLS_server_method());
         if (SSL_CTX_use_certificate_chain_file(context, arguments[3]) != 1 ||

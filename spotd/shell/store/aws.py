@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
+    from spotd.shell.store.signing import Credentials
+
 # A healthy S3 answers a connect in milliseconds and never pauses for seconds; what does is
 # dead, and another connection, most likely to another host, is the cure. docs/transfer.md
 # has the measurements.
@@ -57,7 +59,6 @@ class Aws:
         self._client: S3Client | None = None
         self._patient: S3Client | None = None
         self._session: Any = None
-        self._config: Any = None
         self._region: str | None = None
 
     @property
@@ -109,37 +110,20 @@ class Aws:
             with self._lock:
                 self._session = self._client = self._patient = None
 
-    def sign(
-        self, method: str, url: str, headers: dict[str, str], *, trailer: bool
-    ) -> dict[str, str]:
-        """Returns the headers with date and signature; the payload is not signed.
+    @property
+    def region(self) -> str:
+        """The bucket's region, as far as anybody knows."""
+        return str(self.client.meta.region_name)
 
-        Args:
-            method: Of the request.
-            url: The whole of it, quoted.
-            headers: All that are to be signed, Host excepted.
-            trailer: The body ends with its checksum.
-        """
-        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - botocore only where S3 is
-        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
-
-        client = self.client
-        request = AWSRequest(method, url, headers=headers)
-        request.context["client_config"] = self._config
-        if trailer:
-            request.context["checksum"] = {"request_algorithm": {"in": "trailer"}}
-        signer = S3SigV4Auth(self._credentials(), "s3", client.meta.region_name)
-        signer.add_auth(request)
-        return dict(request.headers.items())
-
-    def _credentials(self) -> Any:
+    def credentials(self) -> Credentials:
         """Returns the credentials of this moment; those that expire are renewed before."""
 
-        def look() -> Any:
+        def look() -> Credentials:
             found = self._the_session().get_credentials()
             if found is None:
                 raise no_credentials("none found")
-            return found.get_frozen_credentials()
+            frozen: Credentials = found.get_frozen_credentials()
+            return frozen
 
         return self.call("GetCredentials", "", look)
 
@@ -168,7 +152,7 @@ class Aws:
     def _make_client(self, read_timeout: float) -> S3Client:
         from botocore.config import Config  # noqa: PLC0415
 
-        self._config = config = Config(
+        config = Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=read_timeout,
             # Retries are ours: bounded by what somebody waits for, not by a count.

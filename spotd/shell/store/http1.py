@@ -1,9 +1,9 @@
 """HTTP/1.1 as far as S3 needs it: few copies, time-outs that mean "nothing moves".
 
-`http.client` parses the answers; requests and bodies are written by hand, because a body
-here is a megabyte at a time of a file, and because a time-out has to be counted from the
-last byte that moved: neither `sendall`'s (for all of a buffer) nor one for a whole request
-can tell a slow line from a dead one.
+Not `http.client`: a body here is a megabyte at a time of a file, a small file goes out with
+its headers in one system call, and a time-out has to be counted from the last byte that
+moved: neither `sendall`'s (for all of a buffer) nor one for a whole request can tell a slow
+line from a dead one. Its parser of headers alone would cost a fifth of a small file.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
-import http.client
 import random
-import select
 import socket
 import ssl
 import struct
@@ -34,6 +32,9 @@ if TYPE_CHECKING:
 # Servers close idle connections after 20 s and more; one that has idled for long is not worth
 # the request that finds out.
 _KEEP_IDLE = 5.0  # seconds
+_HEAD_LIMIT = 32 * 1024  # bytes of status line and headers; S3's have one or two KiB
+_UNKNOWN = 2**62
+_OK, _NO_CONTENT = 200, 204
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,81 @@ class Timeouts:
     progress: float
 
 
+class Answer:
+    """Status and headers of an answer, and the way to its body.
+
+    Attributes:
+        status: The number.
+        headers: By name in small letters.
+        length: Bytes of the body still to come; None when only its end tells.
+    """
+
+    def __init__(self, connection: Connection, head: bytes) -> None:
+        lines = head.decode("latin-1").split("\r\n")
+        version, _, rest = lines[0].partition(" ")
+        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise ConnectionError("the answer is not HTTP")
+        self.status = int(rest[:3])
+        self.headers: dict[str, str] = {}
+        for line in lines[1:]:
+            name, _, text = line.partition(":")
+            self.headers[name.strip().lower()] = text.strip()
+        self._connection = connection
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        self._closes = self.headers.get("connection", "").lower() == "close"
+        told = self.headers.get("content-length", "")
+        self.length = int(told) if told.isdigit() and not self._chunked else None
+        if self.status == _NO_CONTENT:
+            self.length = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the body has been read to its end and the connection stays."""
+        return self.length == 0 and not self._closes
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills a buffer from the body; less only at its end, which must not come early."""
+        wanted = len(buffer) if self.length is None else min(len(buffer), self.length)
+        got = 0
+        while got < wanted:
+            count = self._connection.receive(buffer[got:wanted])
+            if count == 0:
+                raise ConnectionError("the answer ended before its time")
+            got += count
+        if self.length is not None:
+            self.length -= got
+        return got
+
+    def small(self, limit: int = 65536) -> bytes:
+        """Reads a body that should be small: an error document, the end of an upload."""
+        if self.length is not None:
+            data = bytearray(min(self.length, limit))
+            with memoryview(data) as view:
+                self.readinto(view)
+            return bytes(data)
+        data = bytearray()
+        buffer = bytearray(8192)
+        while len(data) < limit:
+            with memoryview(buffer) as view:
+                count = self._connection.receive(view)
+            data += buffer[:count]
+            if self._chunked and data.endswith(b"0\r\n\r\n"):
+                self.length = 0
+            if count == 0 or self.length == 0:
+                break
+        return bytes(data)  # the frames of chunks stay in it; nobody who looks for a code minds
+
+
 class Connection:
     """One connection, used by one thread at a time."""
 
     def __init__(self, sock: socket.socket, timeouts: Timeouts) -> None:
         self.sock = sock
         self.idle_since = 0.0
-        self._progress = timeouts.progress
+        self._timeouts = timeouts
+        self._unsent_before = 0
+        self._buffer = memoryview(bytearray(_HEAD_LIMIT))
+        self._start = self._end = 0  # of what has been received and not been read
         sock.settimeout(timeouts.progress)
 
     def send(self, data: memoryview | bytes) -> None:
@@ -62,25 +131,52 @@ class Connection:
         while view:
             view = view[self.sock.send(view) :]
 
-    def answer(self, method: str) -> http.client.HTTPResponse:
+    def answer(self) -> Answer:
         """Waits for status line and headers of the answer."""
-        self._wait()
-        response = http.client.HTTPResponse(self.sock, method=method)
-        response.begin()
-        return response
+        self._unsent_before = _UNKNOWN
+        while True:
+            answer = Answer(self, self._head())
+            if answer.status >= _OK:
+                return answer  # what stands before it only says that it will come
 
-    def _wait(self) -> None:
-        """Waits for the first byte while what was sent is still on its way."""
-        if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
-            return
-        unsent = self._unsent()
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        while not poll.poll(self._progress * 1000):
-            left = self._unsent()
-            if left == 0 or left >= unsent:
-                raise TimeoutError(f"no answer within {self._progress:.0f} s")
-            unsent = left
+    def _head(self) -> bytes:
+        while True:
+            received = bytes(self._buffer[self._start : self._end])
+            stop = received.find(b"\r\n\r\n")
+            if stop >= 0:
+                self._start += stop + 4
+                return received[:stop]
+            if self._start:
+                self._buffer[: len(received)] = received
+                self._start, self._end = 0, len(received)
+            if self._end == len(self._buffer):
+                raise ConnectionError("the answer's headers do not end")
+            count = self._wait(self._buffer[self._end :])
+            if count == 0:
+                raise ConnectionError("the connection was closed without an answer")
+            self._end += count
+
+    def receive(self, buffer: memoryview) -> int:
+        """Receives what there is, at most a buffer; 0 at the end."""
+        count = min(len(buffer), self._end - self._start)
+        if count:
+            buffer[:count] = self._buffer[self._start : self._start + count]
+            self._start += count
+            return count
+        return self.sock.recv_into(buffer)
+
+    def _wait(self, buffer: memoryview) -> int:
+        """Receives, with patience while what was sent is still on its way."""
+        while True:
+            try:
+                return self.sock.recv_into(buffer)
+            except TimeoutError:  # noqa: PERF203 - it is what the loop is for
+                unsent = self._unsent()
+                if unsent == 0 or unsent >= self._unsent_before:
+                    raise TimeoutError(
+                        f"no answer within {self._timeouts.progress:.0f} s"
+                    ) from None
+                self._unsent_before = unsent
 
     def _unsent(self) -> int:
         """Returns the bytes in the kernel's send buffer that the other end has not got yet."""
@@ -134,15 +230,15 @@ class Pool:
                 f"{self.name} has a certificate that is not trusted: {error.verify_message}",
                 hint="set AWS_CA_BUNDLE to the authority's certificate, or correct endpoint_url",
             ) from error
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise unreachable(self.name, _line(error)) from error
         finally:
             if connection is not None and connection.idle_since == 0.0:
                 connection.close()
 
-    def keep(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+    def keep(self, connection: Connection, answer: Answer) -> None:
         """Puts a connection back, when its answer has been read to the end."""
-        if response.isclosed() and not response.will_close:
+        if answer.reusable:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
 
@@ -211,14 +307,6 @@ class Buffers:
         finally:
             with self._lock:
                 self._free.append(buffer)
-
-
-def read_some(response: http.client.HTTPResponse, limit: int = 65536) -> bytes:
-    """Reads an answer that should be small, to its end when it is."""
-    data = response.read(limit)
-    if not response.isclosed():
-        response.read(0 if response.length is None else min(response.length, limit))
-    return data
 
 
 def _line(error: BaseException) -> str:

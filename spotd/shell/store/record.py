@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+_BATCH = 64  # lines about whole files that may be lost in a crash
+_BATCH_SECONDS = 0.2
 Stat = tuple[int, int, int]  # size, mtime_ns, inode
 
 
@@ -68,6 +70,8 @@ class UploadRecord:
         self._location = location
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._waiting: list[bytes] = []
+        self._flushed = time.monotonic()
         header = _read(self.path, self)
         if header is None or (header.get("id"), header.get("location")) != (checkpoint, location):
             self.begun.clear()
@@ -97,7 +101,7 @@ class UploadRecord:
         with self._lock:
             self.begun.pop(path, None)
             self.done[path] = done
-            self._write(
+            self._later(
                 {"done": path, "etag": done.part.etag, "size": done.part.size,
                  "crc": done.part.crc, "stat": done.stat, "head": done.head}
             )  # fmt: skip
@@ -112,12 +116,14 @@ class UploadRecord:
     def close(self) -> None:
         """Closes the file; the record stays."""
         with self._lock:
+            self._flush()
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
 
     def remove(self) -> None:
         """The checkpoint is stored, or never will be: nothing is left to continue."""
+        self._waiting = []
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -126,7 +132,30 @@ class UploadRecord:
         self.close()
         self.path.replace(path)
 
+    def _later(self, line: dict[str, Any]) -> None:
+        """Writes a line soon: what is lost of them is only sent again."""
+        self._waiting.append(_line(line))
+        if len(self._waiting) >= _BATCH or time.monotonic() > self._flushed + _BATCH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        self._flushed = time.monotonic()
+        if lines:
+            os.write(self._opened(), b"".join(lines))
+
     def _write(self, line: dict[str, Any], *, sync: bool = False) -> None:
+        self._flush()
+        os.write(self._opened(), _line(line))
+        if sync:
+            os.fsync(self._opened())
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _opened(self) -> int:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
@@ -134,17 +163,9 @@ class UploadRecord:
             if os.fstat(self._file).st_size == 0:
                 header = {"format": FORMAT, "id": self.id, "location": self._location}
                 os.write(self._file, _line(header))
-                sync = True
             else:
                 os.write(self._file, b"\n")  # behind a line that a power cut tore
-        os.write(self._file, _line(line))
-        if sync:
-            os.fsync(self._file)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        return self._file
 
 
 def open_records(folder: Path, location: str) -> list[UploadRecord]:

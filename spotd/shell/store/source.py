@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,11 +12,11 @@ from spotd.core.manifest import ManifestDirectory, ManifestError, check_name, ch
 from spotd.errors import SpotdError
 from spotd.shell.directory.fingerprint import fingerprint_of
 from spotd.shell.directory.tree import (
+    READ_FLAGS,
     FileEntry,
     Snapshot,
     open_without_links,
     opened_directory,
-    opened_file,
     snapshot,
 )
 
@@ -74,6 +75,9 @@ class SourceTree:
         self._name = stored_name
         self._root = -1
         self._seen = Snapshot("other")
+        self._modes: dict[str, int] = {}
+        self._folders: dict[str, int] = {}
+        self._lock = threading.Lock()
         self.files: tuple[SourceFile, ...] = ()
         self.directories: tuple[ManifestDirectory, ...] = ()
 
@@ -90,6 +94,8 @@ class SourceTree:
         return self
 
     def __exit__(self, *_: object) -> None:
+        while self._folders:
+            os.close(self._folders.popitem()[1])
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
@@ -135,19 +141,41 @@ class SourceTree:
         Raises:
             SourceGone: It is not.
         """
+        folder, name = self._folder(file)
         try:
-            with opened_file(self._root, self._source.name, file.entry.path) as descriptor:
-                status = os.fstat(descriptor)
-                if (status.st_size, status.st_mtime_ns, status.st_ino) != file.stat:
-                    raise SourceGone(f"{file.path} was written while it was being stored")
-                yield descriptor
+            descriptor = os.open(name, READ_FLAGS, dir_fd=folder)
         except OSError as error:
             raise SourceGone(f"{file.path} cannot be read: {error.strerror}") from error
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns, status.st_ino) != file.stat:
+                raise SourceGone(f"{file.path} was written while it was being stored")
+            self._modes[file.path] = status.st_mode & 0o777
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _folder(self, file: SourceFile) -> tuple[int, str]:
+        """Returns the directory a file is in, kept open, and its name there."""
+        inner = file.entry.path
+        path = f"{self._source.name}/{inner}" if inner else self._source.name
+        parent, _, name = path.rpartition("/")
+        with self._lock:
+            found = self._folders.get(parent)
+            if found is None:
+                try:
+                    with opened_directory(self._root, parent) as descriptor:
+                        found = self._folders[parent] = os.dup(descriptor)
+                except OSError as error:
+                    raise SourceGone(f"{parent} cannot be read: {error.strerror}") from error
+        return found, name
 
     def mode(self, file: SourceFile) -> int:
         """Returns the permission bits of a file."""
-        with self.opened(file) as descriptor:
-            return os.fstat(descriptor).st_mode & 0o777
+        if file.path not in self._modes:
+            with self.opened(file):
+                pass
+        return self._modes[file.path]
 
     def check_unchanged(self) -> None:
         """Raises SourceGone when anything in it was written, added or removed meanwhile."""

@@ -1,8 +1,8 @@
 """The sender that is fast: parts over plain sockets, a megabyte at a time.
 
 What it leaves out makes it fast: no body is held in memory or read twice, nothing is hashed
-with SHA-256. A request is signed by botocore's signer with botocore's credentials, so that
-they are renewed as ever; its payload is not signed but carries its CRC64NVME in a trailer
+with SHA-256. A request is signed with botocore's credentials, so that they are
+renewed as ever; its payload is not signed but carries its CRC64NVME in a trailer
 (`STREAMING-UNSIGNED-PAYLOAD-TRAILER`, S3's API reference, "Signature calculations:
 trailing checksums"), computed on each megabyte between reading and sending it. S3 refuses
 a part whose checksum is another. `measured.md`, section 7: two to four times botocore's
@@ -20,15 +20,14 @@ from urllib.parse import quote, urlsplit
 
 from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT, told
 from spotd.shell.store.directory import pwrite_all
-from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head, read_some
+from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head
 from spotd.shell.store.problems import answered
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece, StoreProblem
+from spotd.shell.store.signing import UNSIGNED, UNSIGNED_TRAILER, Signer
 
 if TYPE_CHECKING:
-    import http.client
-
     from spotd.shell.store.checksum import Algorithm
-    from spotd.shell.store.http1 import Connection
+    from spotd.shell.store.http1 import Answer, Connection
     from spotd.shell.store.s3 import S3Store
 
 _CHUNK = 1024 * 1024
@@ -58,7 +57,8 @@ class ThinSender:
         self._algorithm = store.algorithm
         self._trailer = f"x-amz-checksum-{store.algorithm.name}"
         parts = urlsplit(store.aws.object_url("x"))
-        self._scheme, self._host = parts.scheme, parts.netloc
+        self._signer = Signer(store.aws.region)
+        self._host = parts.netloc
         self._base = parts.path[: -len("x")]
         context = None
         if parts.scheme == "https":
@@ -93,21 +93,41 @@ class ThinSender:
         request += f"Content-Length: {length}\r\n\r\n".encode()
         with self._pool.connection(flow) as connection:
             try:
-                connection.send(request)
-                crc = self._send_body(connection, piece, flow)
+                crc = self._send_request(connection, request, piece, flow)
             except OSError:
                 # A server that refuses early says why before it closes.
                 self._raise_early(connection, operation, key)
                 raise
-            with connection.answer("PUT") as response:
-                data = read_some(response)
-                self._pool.keep(connection, response)
-        if response.status != _OK:
-            raise self._problem(operation, key, response, data)
-        stored = response.headers.get(self._trailer)
+            answer = connection.answer()
+            data = answer.small()
+            self._pool.keep(connection, answer)
+        if answer.status != _OK:
+            raise self._problem(operation, key, answer, data)
+        stored = answer.headers.get(self._trailer)
         if stored is not None and stored != self._algorithm.encode(crc):
             raise Damaged(f"{self._store.resource(key)} arrived damaged", retriable=True)
-        return Part(told(response.headers, "ETag"), piece.length, crc)
+        return Part(told(answer.headers, "etag"), piece.length, crc)
+
+    def _send_request(
+        self, connection: Connection, request: bytes, piece: Piece, flow: Flow
+    ) -> int:
+        if piece.length > _CHUNK:
+            connection.send(request)
+            return self._send_body(connection, piece, flow)
+        # A small file: one system call for all of it.
+        crc, frame = 0, b""
+        with self._buffers.one() as buffer:
+            data = buffer[: piece.length]
+            flow.passed(piece.length)
+            _read_all(piece.fd, data, piece.offset)
+            crc = self._algorithm.update(data, 0)
+            end = _trailer_line(self._trailer, self._algorithm, crc)
+            if piece.length:
+                frame = b"".join((request, b"%X\r\n" % piece.length, data, b"\r\n0\r\n", end))
+            else:
+                frame = b"".join((request, b"0\r\n", end))
+        connection.send(frame)
+        return crc
 
     def _send_body(self, connection: Connection, piece: Piece, flow: Flow) -> int:
         crc, start = 0, len(_CHUNK_HEAD)
@@ -128,12 +148,12 @@ class ThinSender:
 
     def _raise_early(self, connection: Connection, operation: str, key: str) -> None:
         try:
-            with connection.answer("PUT") as response:
-                data = read_some(response)
-        except (OSError, ValueError, EOFError):
+            answer = connection.answer()
+            data = answer.small()
+        except OSError:
             return
-        if response.status != _OK:
-            raise self._problem(operation, key, response, data)
+        if answer.status != _OK:
+            raise self._problem(operation, key, answer, data)
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
         """See `PartSender.receive`."""
@@ -144,34 +164,25 @@ class ThinSender:
         request = self._signed("GET", key, "", {"Range": f"bytes={piece.offset}-{last}"})
         with self._pool.connection(flow) as connection:
             connection.send(request + b"\r\n")
-            with connection.answer("GET") as response:
-                whole = response.status == _OK and piece.offset == 0
-                if response.status != _PARTIAL and not whole:
-                    raise self._problem("GetObject", key, response, read_some(response))
-                if response.length != piece.length:
-                    raise Damaged(f"{self._store.resource(key)} has not the size it should have")
-                crc = self._receive_body(response, piece, flow, algorithm)
-                self._pool.keep(connection, response)
+            answer = connection.answer()
+            whole = answer.status == _OK and piece.offset == 0
+            if answer.status != _PARTIAL and not whole:
+                raise self._problem("GetObject", key, answer, answer.small())
+            if answer.length != piece.length:
+                raise Damaged(f"{self._store.resource(key)} has not the size it should have")
+            crc = self._receive_body(answer, piece, flow, algorithm)
+            self._pool.keep(connection, answer)
         return crc
 
-    def _receive_body(
-        self,
-        response: http.client.HTTPResponse,
-        piece: Piece,
-        flow: Flow,
-        algorithm: Algorithm,
-    ) -> int:
+    def _receive_body(self, answer: Answer, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
         crc, offset, end = 0, piece.offset, piece.offset + piece.length
         with self._buffers.one() as buffer:
             while offset < end:
-                count = response.readinto(buffer[: min(_CHUNK, end - offset)])
-                if count == 0:
-                    raise ConnectionError(f"the answer ended {end - offset} bytes early")
+                count = answer.readinto(buffer[:_CHUNK])
                 flow.passed(count)
                 crc = algorithm.update(buffer[:count], crc)
                 pwrite_all(piece.fd, buffer[:count], offset)
                 offset += count
-        response.close()  # all of it has been read
         return crc
 
     def close(self) -> None:
@@ -181,17 +192,16 @@ class ThinSender:
     def _signed(self, method: str, key: str, query: str, headers: dict[str, str]) -> bytes:
         """Returns request line and headers, signed, without the empty line at the end."""
         path = self._base + quote(self._store.key(key), safe="/-_.~")
-        target = f"{path}?{query}" if query else path
-        url = f"{self._scheme}://{self._host}{target}"
-        signed = self._store.aws.sign(method, url, headers, trailer=method == "PUT")
-        return head(method, target, {"Host": self._host, **signed})[:-2]
+        payload = UNSIGNED_TRAILER if method == "PUT" else UNSIGNED
+        signed = self._signer.sign(
+            method, (self._host, path, query), headers, self._store.aws.credentials(), payload
+        )
+        return head(method, f"{path}?{query}" if query else path, signed)[:-2]
 
-    def _problem(
-        self, operation: str, key: str, response: http.client.HTTPResponse, data: bytes
-    ) -> StoreProblem:
+    def _problem(self, operation: str, key: str, answer: Answer, data: bytes) -> StoreProblem:
         text = data.decode(errors="replace")
-        code = _element(text, "Code") or str(response.status)
-        if response.status == _RANGE:
+        code = _element(text, "Code") or str(answer.status)
+        if answer.status == _RANGE:
             return Damaged(f"{self._store.resource(key)} has not the size it should have")
         problem = answered(operation, code, _element(text, "Message"), self._store.resource(key))
         self._store.aws.noticed(problem)

@@ -9,10 +9,12 @@ nobody is in a hurry, until the store has acknowledged nothing for `patience`.
 from __future__ import annotations
 
 import os
+import queue
 import random
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spotd.shell.store.directory import read_checksum
 from spotd.shell.store.protocol import (
@@ -28,7 +30,7 @@ from spotd.shell.store.protocol import (
 from spotd.shell.store.record import Begun, Done, Stat, UploadRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from spotd.shell.store.checksum import Algorithm
 
@@ -74,30 +76,47 @@ class Lanes:
         self.count = count
         self._pool = ThreadPoolExecutor(count, "lane", initializer=prepare)
 
-    def each(self, jobs: Iterable[Callable[[], _T]]) -> Iterable[_T]:
+    def each(  # noqa: C901 - one loop, read from top to bottom
+        self, jobs: Iterable[Callable[[], _T]]
+    ) -> Iterator[_T]:
         """Runs jobs, a few ahead of the lanes; yields results as they come.
 
         The first that raises ends it: no further one is begun, those under way are waited
         for, and its exception is raised.
         """
-        running: set[Future[_T]] = set()
-        source = iter(jobs)
+        results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        source, running, error = iter(jobs), 0, None
+        over = threading.Event()
+
+        def run(job: Callable[[], _T]) -> None:
+            try:
+                results.put((True, None if over.is_set() else job()))
+            except BaseException as problem:  # noqa: BLE001 - raised again below
+                results.put((False, problem))
+
         try:
-            exhausted = False
-            while running or not exhausted:
-                while not exhausted and len(running) < 2 * self.count:
+            while True:
+                while not over.is_set() and running < 2 * self.count:
                     job = next(source, None)
                     if job is None:
-                        exhausted = True
-                    else:
-                        running.add(self._pool.submit(job))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+                        break
+                    self._pool.submit(run, job)
+                    running += 1
+                if not running:
+                    break
+                worked, result = results.get()
+                running -= 1
+                if not worked:
+                    over.set()
+                    error = error or result
+                elif not over.is_set():
+                    yield result
         finally:
-            for future in running:
-                future.cancel()
-            wait(running)
+            over.set()
+            for _ in range(running):
+                results.get()
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Ends the threads when they have nothing left to do."""
