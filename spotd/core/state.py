@@ -318,7 +318,7 @@ class State:
 # docs/lifecycle.md is drawn from this table, and a test walks it.
 P = Phase
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.STOPPING, P.COMPLETED}),
+    P.STARTING: frozenset({P.RESTORING, P.RUNNING, P.DRAINING, P.COMPLETED}),
     P.RESTORING: frozenset(
         {P.RUNNING, P.BACKING_OFF, P.DRAINING, P.STOPPING, P.COMPLETED, P.FAILED}
     ),
@@ -330,7 +330,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     P.DRAINED: frozenset({P.RESTORING, P.STOPPING, P.DRAINING, P.COMPLETED, P.FAILED}),
     P.COMPLETED: frozenset({P.STOPPING}),
     P.FAILED: frozenset({P.STOPPING, P.DRAINING}),
-    P.STOPPING: frozenset({P.COMPLETED}),
+    P.STOPPING: frozenset(),
 }
 
 

@@ -369,7 +369,13 @@ class Hands:
         stored = self.bucket.manifests.get(checkpoint_id)
         size = 0 if stored is None else stored.manifest.size
         seconds = self.bucket.model.latency + size / self.bandwidth()
+        if seconds > 10.0:  # noqa: PLR2004 - progress is worth a line
+            self.daemon.later(seconds / 2, self._fetch_progress, fetching, size)
         self.daemon.later(seconds, self._fetched, fetching)
+
+    def _fetch_progress(self, fetching: list[str], size: int) -> None:
+        if self.fetching is fetching:
+            self.daemon.post(on.FetchProgressed(fetching[0], size // 2, size))
 
     def _fetch_fails(self, fetching: list[str]) -> None:
         if self.fetching is fetching:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spotd.simulation.models import TrainerModel
 
 EXIT_SECONDS = 0.5  # from the last line of the program to the last process gone
+REAP_SECONDS = 0.02  # until spotd hears of it
 
 
 class Trainer:
@@ -190,4 +191,4 @@ class Trainer:
         )
         daemon = self.machine.daemon
         if daemon is not None:
-            daemon.later(EXIT_SECONDS / 10, daemon.post, event)
+            daemon.later(REAP_SECONDS, daemon.post, event)

@@ -6,6 +6,4 @@ pytest.register_assert_rewrite("scenarios")
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--golden-update", action="store_true", help="write the golden stories anew"
-    )
+    parser.addoption("--golden-update", action="store_true", help="write the golden stories anew")

@@ -238,7 +238,7 @@ story(
 story(
     "notice-during-restore",
     "A notice while a checkpoint is being fetched",
-    [(160, "notice", {"action": "terminate", "stop": "replace"}), (358, "notice")],
+    [(160, "notice", {"action": "terminate", "stop": "replace"}), (418, "notice")],
     completed,
     store={"bandwidth": 10e6},
     until=1300,
@@ -338,6 +338,19 @@ story(
     both(completed, no_step_lost),
 )
 story(
+    "stop-while-restoring",
+    "systemctl stop while a checkpoint is being fetched",
+    [(250, "replace"), (325, "stop"), (345, "start")],
+    both(resumed(0, 200), said("restore_finished")),
+    store={"bandwidth": 10e6, "lease_seconds": 60.0},
+)
+story(
+    "stop-when-complete",
+    "systemctl stop of a spotd whose run is complete",
+    [(400, "stop"), (410, "start")],
+    both(completed, lambda w: len(w.oracle.resumes) == 1),
+)
+story(
     "stop-while-waiting",
     "systemctl stop while the trainer backs off",
     [(130, "crash"), (135, "stop"), (200, "start")],
@@ -394,6 +407,35 @@ story(
     completed,
 )
 story(
+    "crash-before-it-is-known-and-give-up",
+    "The end of the trainer overtakes the news of its start, and one crash is enough",
+    [(10.22, "oom")],
+    ends_in(Phase.FAILED),
+    after_kill=lambda w: None,
+    policy={"max_failures": 1},
+)
+story(
+    "failed-then-hibernated",
+    "A hibernation that is not carried out, after spotd has given up, with S3 away",
+    [
+        (110, "store", {"seconds": 400.0}),
+        (130, "crash"),
+        (140, "notice", {"action": "hibernate", "seconds": 0.0, "stop": "none"}),
+    ],
+    both(ends_in(Phase.FAILED), said("gave_up", "not_carried_out")),
+    after_kill=lambda w: None,
+    policy={"max_failures": 1, "not_carried_out_after": 60.0},
+    trainer={"reports": False},
+)
+story(
+    "failed-then-notice-not-carried-out",
+    "A notice that is not carried out does not undo that spotd has given up",
+    [(130, "crash"), (140, "notice", {"stop": "none"})],
+    both(ends_in(Phase.FAILED), said("gave_up", "not_carried_out")),
+    after_kill=lambda w: None,
+    policy={"max_failures": 1},
+)
+story(
     "blame-a-checkpoint",
     "Two crashes in a row from one checkpoint: it is put aside and the one before it is tried",
     [(225, "poison"), (226, "crash")],
@@ -403,7 +445,7 @@ story(
 story(
     "give-up",
     "Every start crashes: given up, and what was put aside is brought back",
-    [(225, "poison"), (226, "crash"), *((t, "crash") for t in range(240, 500, 4))],
+    [(250, "poison"), (251, "crash"), *((t, "crash") for t in range(260, 500, 4))],
     both(
         ends_in(Phase.FAILED), said("gave_up"), lambda w: len(w.machine.disk.aside) == 0
     ),  # fmt: skip
@@ -557,6 +599,20 @@ story(
     trainer={"keeps": 1, "save_every": 20, "total_steps": 200},
     store={"bandwidth": 4e6},
     hold="link",
+)
+story(
+    "no-room-to-put-back",
+    "A full disk tears the only checkpoint, and there is no room to put it back yet",
+    [(210, "disk_full", {"seconds": 100.0}), (205, "store", {"seconds": 300.0})],
+    both(resumed(0, 100), said("checkpoint_rejected", "restore_finished")),
+    trainer={"writes": "in-place"},
+    store={"bandwidth": 1e6},
+)
+story(
+    "changed-before-it-is-held",
+    "Somebody deletes a checkpoint while it is being copied into its hold",
+    [(118.7, "vanish")],
+    both(resumed(0), said("checkpoint_rejected")),
 )
 story(
     "no-room-for-holds",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from scenarios import SCENARIOS
 
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core.state import TRANSITIONS, Turn
 from spotd.simulation.world import World
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,3 +37,26 @@ def test_the_story_is_as_told(scenario, request):
 
 def test_every_golden_file_belongs_to_a_scenario():
     assert {p.stem for p in GOLDEN.glob("*.txt")} == set(IDS)
+
+
+def test_every_transition_of_the_table_is_taken_by_a_story(monkeypatch):
+    taken = set()
+    enter = Turn.enter
+
+    def noting(turn, phase, reason=""):
+        taken.add((turn.state.phase, phase))
+        enter(turn, phase, reason)
+
+    monkeypatch.setattr(Turn, "enter", noting)
+    for scenario in SCENARIOS:
+        World(scenario.schedule, fate=scenario.fate).run()
+    table = {(before, after) for before, follow in TRANSITIONS.items() for after in follow}
+    assert {f"{b.value} -> {a.value}" for b, a in table - taken} == set()
+
+
+def test_every_kind_of_event_and_action_is_in_a_story():
+    told = "\n".join(path.read_text() for path in GOLDEN.glob("*.txt"))
+    words = set(told.split())
+    events = {e.__name__ for e in get_args(on.Event)} - {"Tick", "LeaseRenewed"}
+    actions = {a.__name__ for a in get_args(do.Action)} - {"Announce", "RenewLease"}
+    assert events | actions <= words
