@@ -23,6 +23,7 @@ VERBS = {
     "drill": "rehearse an interruption on the running daemon",
     "demo": "the whole story on this machine, on loopback",
     "check": "find what would go wrong before it costs money",
+    "notify-test": "send a test message to webhook and SNS topic",
     "simulate": "replay a trace of interruptions: goodput, cost, best interval",
     "user-data": "print the cloud-init user data for this configuration",
     "launch": "launch a persistent Spot instance with stop behaviour",

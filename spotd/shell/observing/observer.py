@@ -12,12 +12,15 @@ import queue
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from spotd.core.actions import Announce
 from spotd.core.ledger import BootRecord
 from spotd.core.metrics import families, render
 from spotd.core.tally import Tally
+from spotd.shell.messages.messenger import Messenger
+from spotd.shell.messages.words import Teller
 from spotd.shell.observing.books import Books, write
 from spotd.shell.observing.curve import Curve, Point
 from spotd.shell.observing.exposing import Endpoint, write_textfile
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from spotd.shell.clouds import InstanceIdentity
 
 PAUSE = 15.0  # seconds between two looks when nothing is announced
+SETTLE_TICK = 0.1  # seconds
 SAVE_EVERY = 60.0  # seconds between two writes of what may be lost
 SHORTEST_SAMPLE = 1.0  # seconds between two points of the curve
 # After these a power cut may come: what was counted is written at once.
@@ -67,11 +71,16 @@ class Observer:
         self._identity = identity
         self._clock = clock
         self._announce = announce
-        self._queue: queue.SimpleQueue[tuple[Announce, float] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Announce, float] | threading.Event | None]
+        self._queue = queue.SimpleQueue()
+        self._instance_id = instance_id
         self._lock = threading.Lock()  # over tally and book: the endpoint reads them
         self._state: State | None = None
         memory = read_json(own / "observed.json") or {}
         self._tally = Tally.from_json(memory.get("tally"))
+        teller = Teller(settings().run)
+        teller.remember(memory.get("teller"), alive=self._tally.seen)
+        self._messenger = Messenger(lambda: settings().notify, own / "messages", teller, announce)
         now = clock().wall
         fresh = BootRecord(
             run=settings().run, instance_id=instance_id, boot_id=boot.id,
@@ -133,6 +142,15 @@ class Observer:
         with self._lock:
             return render(families(state, self._tally, self._clock()))
 
+    def settle(self, timeout: float) -> None:
+        """Waits until everybody has been told of what was announced, or for that long."""
+        deadline = time.monotonic() + timeout
+        taken = threading.Event()
+        self._queue.put(taken)
+        taken.wait(timeout)
+        while self._messenger.spool.waiting() and time.monotonic() < deadline:
+            time.sleep(SETTLE_TICK)
+
     def close(self, timeout: float = 3.0) -> None:
         """Writes out what there is, and ends."""
         self._ending = True
@@ -160,10 +178,12 @@ class Observer:
         """Takes in what has been announced, for a while; False when it is time to end."""
         urgent, news, going = False, False, True
         with contextlib.suppress(queue.Empty):
-            entry = self._queue.get(timeout=PAUSE)
+            entry = self._queue.get(timeout=min(PAUSE, self._messenger.tick()))
             while True:
                 if entry is None:
                     urgent, going = True, False
+                elif isinstance(entry, threading.Event):
+                    entry.set()
                 else:
                     self._take(*entry)
                     news = True
@@ -183,6 +203,7 @@ class Observer:
             book.book(line.name, line.fields, wall)
             if line.name == "trainer_started" and self._tally.last_lost is not None:
                 book.lost_seconds = (book.lost_seconds or 0.0) + self._tally.last_lost
+        self._messenger.take(line, wall, self._identity(), self._instance_id)
 
     def _keep_book(self) -> None:
         """What no announcement says: that spotd lives, what the instance is, what it costs."""
@@ -224,7 +245,8 @@ class Observer:
     def _save(self, *, durably: bool) -> None:
         self._saved_at = time.monotonic()
         with self._lock:  # not while the disk is waited for: a scrape would wait too
-            memory = json.dumps({"tally": self._tally.to_json()}).encode()
+            parts = {"tally": self._tally.to_json(), "teller": asdict(self._messenger.teller)}
+            memory = json.dumps(parts).encode()
             record = self._books.open.to_bytes()
         self._for_the_store = self._books.for_the_store(record)
         try:
