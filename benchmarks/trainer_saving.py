@@ -208,29 +208,33 @@ def step_time(options, directory: Path) -> None:
                     break
         interval = session._interval.seconds(session._cost)
         print(f"  {session._interval.reasoning(session._cost)}", flush=True)
+        window = min(interval, 20.0)
         for turn in range(options.turns):
             means = {}
             for kind in ("on", "off") if turn % 2 else ("off", "on"):
                 session._save_every = "auto" if kind == "on" else None
                 session._saver.wait()
-                # One interval with exactly one save in it.
-                session._last_save = time.monotonic() - interval / 2
+                # A window with exactly one save in it, of an interval that may be minutes.
+                session._last_save = time.monotonic() - interval + window / 4
                 began, count = time.perf_counter(), 0
-                while time.perf_counter() - began < interval:
+                while time.perf_counter() - began < window:
                     one_step(model, optimizer, x)
                     session.advance()
                     count += 1
                 means[kind] = (time.perf_counter() - began) / count
-            ratios.append(means["on"] / means["off"])
-    middle = statistics.median(ratios)
+            ratios.append(1 + (means["on"] / means["off"] - 1) * window / interval)
     line(
         f"step, saving every {interval:.0f} s",
         f"{means['on'] * 1e3:.2f} ms",
         f"saving off {means['off'] * 1e3:.2f} ms",
-        middle,
+        statistics.median(ratios),
         "< 1.01",
     )
-    print(f"  single pairs: {', '.join(f'{r:.3f}' for r in ratios)}", flush=True)
+    print(
+        f"  one save in {window:.0f} s, scaled to the interval;"
+        f" single pairs: {', '.join(f'{r:.4f}' for r in ratios)}",
+        flush=True,
+    )
 
 
 PEAK = """
