@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from spotd.core.events import Event
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
+TELLING = 20.0  # seconds people may take to be told before the instance is ended
 LAST_WORDS = 3.0  # seconds the lease's release may take at the end
 
 
@@ -290,7 +291,14 @@ class Daemon:
 
         told = self.watcher.identity()
         instance_id = told.instance_id or self.loop.state.instance_id
-        finish_instance(action.action, instance_id, told.region or None, self._announce)
+        finish_instance(
+            action.action, instance_id, told.region or None, self._announce, before=self._tell_all
+        )
+
+    def _tell_all(self) -> None:
+        """A machine that is about to end takes its messages with it."""
+        if self.observer is not None:
+            self.observer.settle(TELLING)
 
     # --- signals ---------------------------------------------------------------------
 
