@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from spotd.core.checkpoint import parse_checkpoint_id
 from spotd.core.state import Counts, Interruption, Known
 
 if TYPE_CHECKING:
     from spotd.core.state import State
 
 FORMAT = 1
+LARGEST = 10**19  # nothing here is larger (a time in nanoseconds has 19 digits)
 KNOWN_FIELDS = tuple(f.name for f in fields(Known))
 COUNTS_FIELDS = tuple(f.name for f in fields(Counts))
 KEEP_KNOWN = 64  # checkpoints remembered; more than any retention keeps
@@ -82,19 +84,22 @@ def _flat(value: Known | Counts, names: tuple[str, ...]) -> dict[str, object]:
 
 
 def integer(value: object, default: int = 0) -> int:
-    """Returns the value if it is an integer, else the default."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    """Returns the value if it is a number that can be counted to, else the default."""
+    found = optional_integer(value)
+    return default if found is None else found
 
 
 def optional_integer(value: object) -> int | None:
-    """Returns the value if it is an integer, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """Returns the value if it is an integer of at most 19 digits, else None."""
+    ok = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+    return value if ok else None  # type: ignore[return-value]
 
 
 def number(value: object, default: float = 0.0) -> float:
-    """Returns the value if it is a number, else the default."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if ok else default  # type: ignore[arg-type]
+    """Returns the value if it is a finite number, else the default."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return default
+    return float(value) if abs(value) < LARGEST else default
 
 
 def text(value: object, default: str = "") -> str:
@@ -114,19 +119,34 @@ def mapping(value: object) -> dict[str, Any]:
 
 def known_from(value: object) -> tuple[Known, ...]:
     """Reads the checkpoints of a record; entries that do not fit are dropped."""
-    if not isinstance(value, list):
-        return ()
-    names = {f.name for f in fields(Known)}
-    result = []
-    for entry in value:
-        kept = {k: v for k, v in mapping(entry).items() if k in names}
-        if not (isinstance(kept.get("id"), str) and isinstance(kept.get("sequence"), int)):
-            continue
-        try:
-            result.append(Known(**kept))
-        except TypeError:
-            continue
-    return tuple(sorted(result, key=lambda k: k.sequence))
+    found: dict[str, Known] = {}
+    for entry in value if isinstance(value, list) else []:
+        k = _known(mapping(entry))
+        if k is not None:
+            found[k.id] = k
+    return tuple(sorted(found.values(), key=lambda k: k.sequence))
+
+
+def _known(m: dict[str, Any]) -> Known | None:
+    parsed = parse_checkpoint_id(text(m.get("id")))
+    if parsed is None or not text(m.get("name")) or not text(m.get("fingerprint")):
+        return None
+    return Known(
+        id=text(m["id"]),
+        sequence=parsed[0],
+        name=text(m["name"]),
+        kind=text(m.get("kind"), "file"),
+        size=max(0, integer(m.get("size"))),
+        mtime_ns=optional_integer(m.get("mtime_ns")) or 0,
+        fingerprint=text(m["fingerprint"]),
+        step=optional_integer(m.get("step")),
+        created=number(m.get("created")),
+        present=m.get("present") is True,
+        hold=text(m.get("hold")) or None,
+        durable=m.get("durable") is True,
+        stored=m.get("stored") is True,
+        unsendable=m.get("unsendable") is True,
+    )
 
 
 def counts_from(value: object) -> Counts:

@@ -311,7 +311,8 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
 
 def on_fetch_progress(t: Turn, event: on.FetchProgressed) -> None:
     """Shown in the status line."""
-    if t.state.resuming is not None and event.size > 0:
+    r = t.state.resuming
+    if r is not None and r.stage == "fetching" and event.size > 0:
         share = 100 * event.received // event.size
         t.set(reason=f"fetching {event.id} from the store, {share} %")
 

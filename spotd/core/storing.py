@@ -230,6 +230,8 @@ def on_held(t: Turn, event: on.Held) -> None:
 
 def on_hold_failed(t: Turn, event: on.HoldFailed) -> None:
     """It was gone or changed before it could be held: nothing can be stored under this id."""
+    if not any(k.id == event.id for k in t.state.known):
+        return
     t.set_known(event.id, unsendable=True)
     t.announce(
         "checkpoint_rejected",
@@ -264,6 +266,8 @@ def _release_older_holds(t: Turn) -> None:
 
 def on_opened(t: Turn, event: on.StoreOpened) -> None:
     """The lease is ours, and we know what the store has."""
+    if not t.state.store.opening:
+        return
     stored_ids = {s.id for s in event.stored}
     top = max((s.sequence for s in event.stored), default=0)
     _store_answers(t)
@@ -380,12 +384,16 @@ def _lease_granted(t: Turn, lease_in: float) -> None:
 
 def on_renewed(t: Turn, event: on.LeaseRenewed) -> None:
     """Still ours."""
+    if not t.state.store.renewing:
+        return  # it came after the lease had run out: taken anew, or lost
     _store_answers(t)
     _lease_granted(t, event.lease_in)
 
 
 def on_refused(t: Turn, event: on.LeaseRefused) -> None:
     """Another machine trains this run."""
+    if not (t.state.store.opening or t.state.store.renewing):
+        return
     had = t.state.store.status == "open"
     news = t.state.store.holder != event.holder
     unleased = t.state.store.generation == 0  # this daemon never had it
@@ -434,16 +442,22 @@ def on_refused(t: Turn, event: on.LeaseRefused) -> None:
 def on_failed(t: Turn, event: on.StoreFailed) -> None:
     """The store does not answer, or says no. Training is untouched."""
     store = t.state.store
+    waiting = {
+        "open": store.opening,
+        "lease": store.renewing,
+        "delete": store.deleting,
+        "complete": store.completing,
+    }
+    if not waiting.get(event.operation, False):
+        return
     if event.operation == "open":
         t.set_store(status="failed", opening=False)
     elif event.operation == "lease":
         t.set_store(renewing=False)
     elif event.operation == "delete":
         t.set_store(deleting=False, delete_retry_at=t.now.mono + RETRY_MAX)
-    elif event.operation == "complete":
-        t.set_store(completing=False, complete_retry_at=t.now.mono + _delay(t, store.failures + 1))
     else:
-        return
+        t.set_store(completing=False, complete_retry_at=t.now.mono + _delay(t, store.failures + 1))
     trouble(t, event.reason, event.hint)
     retry = t.now.mono + _delay(t, t.state.store.failures)
     if event.operation == "open":
@@ -677,6 +691,8 @@ def _retain(t: Turn) -> None:
 
 def on_deleted(t: Turn, event: on.DeletedFromStore) -> None:
     """Retention has done its work."""
+    if not t.state.store.deleting:
+        return
     gone = set(event.ids)
     t.set_store(deleting=False, listed=tuple(s for s in t.state.store.listed if s.id not in gone))
 
@@ -748,6 +764,8 @@ def advance_completion(t: Turn) -> None:
 
 def on_completion_stored(t: Turn, _: on.CompletionStored) -> None:
     """The run's end is on record on both sides."""
+    if not t.state.store.completing:
+        return
     t.set_store(completing=False)
     t.set(completion_stored=True)
     t.persist()

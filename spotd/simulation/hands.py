@@ -246,8 +246,8 @@ class Hands:
         now = self.daemon.clock.mono
         if self.bucket.renew(self.machine.instance_id, now):
             self.daemon.post(on.LeaseRenewed(self.bucket.model.lease_seconds))
-        elif self.bucket.lease is None:
-            self._opened()
+        elif self.bucket.acquire(self.machine.instance_id, now) is not None:
+            self.daemon.post(on.LeaseRenewed(self.bucket.model.lease_seconds))
         else:
             self._refused(now)
 

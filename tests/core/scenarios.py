@@ -413,6 +413,7 @@ story(
     ends_in(Phase.FAILED),
     after_kill=lambda w: None,
     policy={"max_failures": 1},
+    settle=1200,
 )
 story(
     "failed-then-hibernated",
