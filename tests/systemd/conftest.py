@@ -113,9 +113,9 @@ def launch(
 
 @pytest.fixture
 def training(
-    cloud: Cloud, launch: Callable[..., Instance], request: pytest.FixtureRequest
+    cloud: Cloud, launch: Callable[..., Instance], base: Path, request: pytest.FixtureRequest
 ) -> Training:
     """An instance that trains: its run is named after the test."""
     words = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))
     run = f"{words[:40].strip('-')}-{next(NUMBERS) % 1000}"
-    return Training(cloud, launch, run)
+    return Training(cloud, launch, run, base)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from ec2box.instance import Instance
     from ec2box.training import Training
 
-pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.systemd,
+    pytest.mark.slow,
+    pytest.mark.timeout(240, func_only=True),  # building the image is not the first test's time
+]
 
 
 def messages(instance: Instance, event: str) -> list[str]:

@@ -20,7 +20,7 @@ from ec2box import claimant
 if TYPE_CHECKING:
     from ec2box.disk import Disk
 
-pytestmark = [pytest.mark.root, pytest.mark.systemd]
+pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.timeout(120, func_only=True)]
 CUTS = int(os.environ.get("SPOTD_POWER_CUTS", "25"))
 
 
@@ -56,7 +56,7 @@ def cuts() -> list[tuple[int, float]]:
     return [(number, chance.uniform(0.0, 0.05)) for number in range(CUTS)]
 
 
-@pytest.mark.timeout(60 + CUTS)
+@pytest.mark.timeout(60 + CUTS, func_only=True)
 def test_the_record_is_the_last_one_saved_or_a_newer_one_after_a_power_cut(disk: Disk) -> None:
     for number, seconds in cuts():
         heard = claim_until_the_power_goes(disk, "record", seconds)
@@ -65,7 +65,7 @@ def test_the_record_is_the_last_one_saved_or_a_newer_one_after_a_power_cut(disk:
         (disk.path / "record/state.json").unlink()
 
 
-@pytest.mark.timeout(60 + CUTS)
+@pytest.mark.timeout(60 + CUTS, func_only=True)
 @pytest.mark.parametrize(
     ("kind", "place"), [("files", "{0}"), ("objects", "store/run/checkpoints/{0:08d}/file")]
 )

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from ec2box.instance import Instance
     from ec2box.training import Training
 
-pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.systemd,
+    pytest.mark.slow,
+    pytest.mark.timeout(240, func_only=True),  # building the image is not the first test's time
+]
 
 
 SECRET = """chmod 644 /etc/spotd/spotd.toml; cat >>/etc/spotd/spotd.toml <<'END'

@@ -79,6 +79,13 @@ class Cloud:
         self._plugged[name] = space
         return space.path
 
+    def address(self, name: str) -> None:
+        """Gives an instance its address from outside, where nothing inside asks for one."""
+        space = self._plugged[name]
+        space.ip("addr", "add", f"{INSTANCE}/20", "dev", "ens5")
+        space.ip("link", "set", "ens5", "up")
+        space.ip("route", "add", "default", "via", GATEWAY)
+
     def unplug(self, name: str) -> None:
         if space := self._plugged.pop(name, None):
             space.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "systemd,systemd-sysv,dbus,python3,cloud-init,iproute2,procps,kmod,ca-certificates,"
-    "isc-dhcp-client,udev,e2fsprogs"
+    "isc-dhcp-client,udev,e2fsprogs,libfaketime"
 )
 #: Raised when the recipe below changes in a way that the package list does not show.
 RECIPE = "3"
@@ -125,6 +125,9 @@ def base(suite: str = "bookworm") -> Path:
                 raise RuntimeError(f"mmdebstrap {suite} failed: {done.stderr[-2000:]}")
             _prepare(made)
             made.rename(root)
+        for older in cache().glob(f"{suite}-*/"):
+            if older != root:  # of an older recipe
+                shutil.rmtree(older, ignore_errors=True)
     return root
 
 

@@ -59,21 +59,26 @@ class Instance:
 
     # -- power ---------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """EC2's start: returns when the machine's first process runs."""
+    def start(self, *command: str) -> None:
+        """EC2's start: returns when the machine's first process runs.
+
+        With a command it is a container instead, and the command its first process.
+        """
         if self._nspawn is not None:
             raise RuntimeError(f"{self.name} runs already")
         self.mount()
-        command = ["nsenter", f"--net={self._netns}", "systemd-nspawn", "--quiet", "--boot"]
-        command += [f"--directory={self._root}", f"--machine={self.name}", "--register=no"]
-        command += [f"--network-namespace-path={self._netns}", "--capability=CAP_NET_ADMIN"]
-        command += ["--keep-unit", "--resolv-conf=off", "--link-journal=no", "--timezone=off"]
-        command += ["--console=pipe", "--hostname=ip-172-31-16-10"]
-        command += [f"--bind-ro={source}:{target}" for source, target in self._binds.items()]
+        words = ["nsenter", f"--net={self._netns}", "systemd-nspawn", "--quiet"]
+        words += ["--kill-signal=SIGTERM"] if command else ["--boot"]
+        words += [f"--directory={self._root}", f"--machine={self.name}", "--register=no"]
+        words += [f"--network-namespace-path={self._netns}", "--capability=CAP_NET_ADMIN"]
+        words += ["--keep-unit", "--resolv-conf=off", "--link-journal=no", "--timezone=off"]
+        words += ["--console=pipe", "--hostname=ip-172-31-16-10"]
+        words += [f"--bind-ro={source}:{target}" for source, target in self._binds.items()]
+        words += command
         group = self._cgroup()
         with (self._folder / "console").open("ab") as console:
             self._nspawn = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -128,12 +133,12 @@ class Instance:
 
     @property
     def leader(self) -> int:
-        """The pid of the machine's systemd as seen from here; 0 when there is none."""
+        """The pid of the machine's first process as seen from here; 0 when there is none."""
         nspawn = self._nspawn
         if nspawn is None or nspawn.poll() is not None:
             raise RuntimeError(f"{self.name} is off: {self.console()[-2000:]}")
         for child in _children(nspawn.pid):
-            if Path(f"/proc/{child}/comm").read_text().strip() in {"systemd", "init"}:
+            if Path(f"/proc/{child}/comm").read_text().strip() not in {"systemd-nspawn", "nsenter"}:
                 return child
         return 0
 

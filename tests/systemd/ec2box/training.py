@@ -11,6 +11,7 @@ from ec2box.cloud import MARKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from ec2box.cloud import Cloud
     from ec2box.instance import Instance
@@ -23,10 +24,12 @@ class Training:
 
     Attributes:
         instance: the machine; a new one after `replace`.
+        base: the image below the machine.
         run: the run's name, and its prefix in the bucket.
     """
 
-    def __init__(self, cloud: Cloud, launch: Callable[..., Instance], run: str) -> None:
+    def __init__(self, cloud: Cloud, launch: Callable[..., Instance], run: str, base: Path) -> None:
+        self.base = base
         self.cloud = cloud
         self._launch = launch
         self.run = run
@@ -34,13 +37,18 @@ class Training:
 
     # -- before --------------------------------------------------------------------------
 
-    def configuration(self, *, arguments: str = "", more: str = "", **sections: str) -> str:
+    def configuration(
+        self, *, arguments: str = "", more: str = "", program: str = "", **sections: str
+    ) -> str:
         """spotd.toml: the trainer's further arguments, further lines of sections, whole sections.
+
+        `program` is another `[trainer]` altogether.
 
         Polls and margins are shortened, so that a scenario lasts seconds.
         """
         lines = {
-            "trainer": f'command = "python3 -u train.py checkpoints {arguments}"\n'
+            "trainer": program
+            or f'command = "python3 -u train.py checkpoints {arguments}"\n'
             f'directory = "{HOME}"\nuser = "ubuntu"\n'
             'resume_arguments = ["--resume", "{checkpoint}"]',
             "checkpoints": 'directory = "checkpoints"\npattern = "step-*"',

@@ -1,0 +1,130 @@
+"""Real torch, a jumping clock, a newer Debian, and no systemd at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ec2box import ami, image
+
+if TYPE_CHECKING:
+    from ec2box.cloud import Cloud
+    from ec2box.training import Training
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.systemd,
+    pytest.mark.slow,
+    pytest.mark.timeout(240, func_only=True),  # building the image is not the first test's time
+]
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+
+def test_the_reference_trainer_on_real_torch_goes_on_at_the_same_step(
+    training: Training, cloud: Cloud, launch: Any, base: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    minor = f"python3.{sys.version_info.minor}"
+    if not (base / "usr/bin" / minor).exists():
+        pytest.skip(f"the image has no {minor}, and torch here is built for it")
+    site = Path(torch.__file__).parents[1]
+    binds = {str(site): "/opt/site", str(ami.REPOSITORY / "trainer"): "/opt/trainer"}
+    training.instance = launch(binds=binds)
+    program = (
+        f'command = "{minor} -m spotd_trainer.reference --steps 100000 --layers 1 --heads 1 '
+        '--width 16 --context 16 --batch 2 --threads 1 --workers 0 --save-every 200"\n'
+        'directory = "/home/ubuntu"\nuser = "ubuntu"\n'
+        'environment = { PYTHONPATH = "/opt/site:/opt/trainer", OMP_NUM_THREADS = "1" }'
+    )
+    options = {"program": program, "checkpoints": 'pattern = "*"'}
+    training.configure(**options)
+    training.instance.start()
+    training.until_stored(patience=90)
+    cloud.imds.give_notice("stop", in_seconds=40)
+    training.until_state("drained", 40)
+    saved = training.stored_step()
+    assert training.status()["checkpoint"]["newest"]["step"] == saved > 0
+    training.instance.stop()
+    cloud.imds.withdraw()
+    training.instance.start()
+    training.until_stored(saved + 1, patience=90)
+    started = training.instance.events("trainer_started")
+    assert len(started) == 2
+    assert str(saved) in started[1]["MESSAGE"]
+
+
+@pytest.mark.parametrize("jump", ["+300", "-300"])
+def test_a_clock_that_jumps_neither_ends_the_training_nor_hides_a_notice(
+    training: Training, cloud: Cloud, jump: str
+) -> None:
+    if not Path(str(training.base) + FAKETIME).exists():
+        pytest.skip("the image has no libfaketime for this machine")
+    drop_in = (
+        f"[Service]\nEnvironment=LD_PRELOAD={FAKETIME} FAKETIME_TIMESTAMP_FILE=/etc/faketime\n"
+        "Environment=FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1\n"
+    )
+    training.configure()
+    training.instance.write("/etc/systemd/system/spotd.service.d/clock.conf", drop_in)
+    training.instance.write("/etc/faketime", "+0")
+    training.instance.start()
+    training.until_training()
+    training.until_stored()
+    training.instance.write("/etc/faketime", jump)
+    training.until_training(60)
+    cloud.imds.give_notice("stop", in_seconds=60)
+    training.until_state("drained")
+    assert training.stored_step() == training.step
+    assert len(training.resumed_at()) == 1
+
+
+def test_without_systemd_it_reaps_forwards_and_drains_on_sigterm(
+    training: Training, cloud: Cloud
+) -> None:
+    training.configure()
+    cloud.address(training.instance.name)
+    training.instance.start("/opt/spotd/bin/spotd", "run")
+    training.until_training()
+    # An orphan's parent is pid 1, and nobody but pid 1 can bury it.
+    training.instance.shell("(sleep 0.1 &)")
+    training.until_training(20)
+
+    def all_buried() -> bool:
+        states = training.instance.shell("cat /proc/[0-9]*/stat 2>/dev/null || true")
+        return not re.findall(r"\) Z ", states)
+
+    training.instance.until(all_buried, "the orphans to be buried", 10)
+    os.kill(training.instance.leader, signal.SIGTERM)
+    assert training.instance.wait_off() == 0
+    assert training.stored_step() == training.step
+    assert training.step > 0
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_the_same_package_trains_on_the_next_debian_with_its_python_and_systemd(
+    training: Training, cloud: Cloud, launch: Any, scratch: Path, package: Path
+) -> None:
+    try:
+        newer = image.base("trixie")
+    except RuntimeError as error:
+        pytest.skip(f"the image could not be built: {error}")
+    baked = ami.bake(scratch / "trixie", newer, package)
+    training.instance = launch(layers=[baked, newer])
+    training.boot()
+    assert "Python 3.13" in training.instance.run("python3", "--version")
+    training.instance.run("systemctl", "restart", "spotd")
+    training.until_training()
+    assert len(training.resumed_at()) == 1
+    cloud.imds.give_notice("stop", in_seconds=30)
+    training.until_state("drained")
+    saved = training.stored_step()
+    assert saved == training.step
+    training.instance.stop()
+    cloud.imds.withdraw()
+    training.instance.start()
+    training.until_training()
+    assert training.resumed_at() == [0, saved]
