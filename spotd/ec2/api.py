@@ -20,14 +20,6 @@ LINUX = "Linux/UNIX"
 
 
 @dataclass(frozen=True, slots=True)
-class TypeFacts:
-    """An instance type: what it can boot, and what it offers."""
-
-    architectures: tuple[str, ...]
-    spot: bool
-
-
-@dataclass(frozen=True, slots=True)
 class PriceChange:
     """From `when` on (seconds since the epoch) a pool costs `price` dollars an hour."""
 
@@ -195,16 +187,13 @@ class Ec2:
         found = (o for page in pages for o in page["InstanceTypeOfferings"])
         return {(o["InstanceType"], o["Location"]) for o in found}
 
-    def types(self, types: Sequence[str]) -> dict[str, TypeFacts]:
-        """What the instance types are."""
+    def architectures(self, types: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Which processors' images each instance type boots."""
         pages = self._pages(
             "describe_instance_types", "ec2:DescribeInstanceTypes", InstanceTypes=list(types)
         )
         return {
-            t["InstanceType"]: TypeFacts(
-                tuple(t["ProcessorInfo"]["SupportedArchitectures"]),
-                "spot" in t.get("SupportedUsageClasses", ()),
-            )
+            t["InstanceType"]: tuple(t["ProcessorInfo"]["SupportedArchitectures"])
             for page in pages
             for t in page["InstanceTypes"]
         }

@@ -39,6 +39,7 @@ class Way:
         self._say = say
         self._said: dict[str, str] = {}
         self._reached: set[str] = {"launched"}
+        self.blind = False  # the store cannot be looked at from here
 
     def reached(self, goal: str) -> bool:
         """Whether that has been seen."""
@@ -77,7 +78,9 @@ class Way:
     def _store(self) -> None:
         try:
             standing = self._look()
+            self.blind = False
         except SpotdError as error:
+            self.blind = True
             return self._tell("store", f"the store cannot be looked at from here: {error}")
         newest = standing.newest
         if newest is not None and newest.instance_id == self._id:
@@ -112,7 +115,7 @@ def follow(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Looks until `goal` has been seen.
+    """Looks until `goal` has been seen, or as much of it as can be seen without the store.
 
     Raises:
         SpotdError: The instance ended, or `timeout` seconds have passed.
@@ -120,7 +123,7 @@ def follow(
     deadline = clock() + timeout
     while not way.reached(goal):
         way.step()
-        if way.reached(goal):
+        if way.reached(goal) or (way.blind and way.reached("checks")):
             return
         if clock() >= deadline:
             raise SpotdError(

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 # How long EC2's lists may lag behind what it has answered (EC2 API developer guide, "Eventual
-# consistency"); asked every PAUSE.
-LAG, PAUSE = 20.0, 2.0  # seconds
+# consistency"): so many looks, PAUSE seconds apart.
+LOOKS, PAUSE = 10, 2.0
 TOKENS = 5  # used up by instances that ended, before something else must be wrong
 
 
@@ -101,9 +101,8 @@ def planned(ec2: Ec2, wanted: plan.Wanted, past: Sequence[str]) -> Planned:
             "no instance type is named",
             hint="--instance-type g5.xlarge (several times), or launch.instance_types",
         )
-    facts = ec2.types(s.instance_types)
-    architectures = {t: facts[t].architectures for t in s.instance_types if t in facts}
-    first = next(iter(architectures.values()), ("x86_64",))
+    architectures = ec2.architectures(s.instance_types)
+    first = architectures.get(s.instance_types[0], ())
     image = ec2.image(s.image, "arm64" if "arm64" in first else "x86_64")
     if problem := plan.architecture_problem(image, architectures):
         raise SpotdError(problem, hint="name types and an image of one architecture")
@@ -174,7 +173,7 @@ def launch(
     tried: list[tuple[plan.Ask, Refused]] = []
     exhausted: set[tuple[str, str]] = set()
     for one in asks:
-        kind = (one.market, plan.quota(one.pool.instance_type))
+        kind = (one.market, one.pool.instance_type)
         if kind in exhausted:
             continue
         try:
@@ -241,7 +240,7 @@ def _one(ec2: Ec2, one: plan.Ask, intent: Intent, sleep: Callable[[float], None]
 
 
 def _appearing(ec2: Ec2, token: str, sleep: Callable[[float], None]) -> dict[str, Any] | None:
-    for _ in range(int(LAG / PAUSE)):
+    for _ in range(LOOKS):
         found = ec2.by_token(token)
         if found:
             return next((i for i in found if i["State"]["Name"] in LIVING), found[0])
@@ -251,7 +250,7 @@ def _appearing(ec2: Ec2, token: str, sleep: Callable[[float], None]) -> dict[str
 
 def _seen(ec2: Ec2, instance_id: str, sleep: Callable[[float], None]) -> dict[str, Any] | None:
     """The instance of a moment ago, which EC2's lists may not show yet; None when it has ended."""
-    for _ in range(int(LAG / PAUSE)):
+    for _ in range(LOOKS):
         found = ec2.instance(instance_id)
         if found is not None:
             return found if found["State"]["Name"] in LIVING else None
@@ -285,7 +284,7 @@ def _nothing(tried: Sequence[tuple[plan.Ask, Refused]]) -> SpotdError:
     if len(short) < len(tried):
         hints.append("add types (--instance-type), zones or another --region, or try later")
     if short:
-        quotas = sorted({plan.quota(one.pool.instance_type) for one in short})
+        quotas = sorted({plan.quota(one.pool.instance_type, one.market) for one in short})
         hints.append(f"have raised in Service Quotas: {', '.join(quotas)}")
     if all(one.market == plan.SPOT for one, _ in tried):
         hints.append("--on-demand-fallback launches on demand, at several times the price")

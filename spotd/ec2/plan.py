@@ -217,12 +217,14 @@ def architecture_problem(image: Image, architectures: Mapping[str, Sequence[str]
     return ""
 
 
-def quota(instance_type: str) -> str:
-    """The name of the Spot quota that a type counts against, as Service Quotas calls it."""
+def quota(instance_type: str, market: str = SPOT) -> str:
+    """The name of the quota that a type's vCPUs count against, as Service Quotas calls it."""
     family = instance_type.partition(".")[0]
     letters = family[: next((i for i, c in enumerate(family) if c.isdigit()), len(family))]
     name = _QUOTAS.get(letters, "Standard (A, C, D, H, I, M, R, T, Z)")
-    return f"All {name} Spot Instance Requests"
+    if market == SPOT:
+        return f"All {name} Spot Instance Requests"
+    return f"Running On-Demand {name} instances"
 
 
 def rfc3339(moment: datetime) -> str:

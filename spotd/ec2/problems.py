@@ -6,7 +6,8 @@ import re
 
 from spotd.errors import EXIT_UNAVAILABLE, SpotdError
 
-POLICY = "packaging/aws/iam-policy.md"
+POLICY = "packaging/aws/operator-policy.md"
+_PROFILE = "packaging/aws/iam-policy.md"
 # "User: ... is not authorized to perform: ACTION on resource: ARN ..."; IAM user guide,
 # "Troubleshoot access denied error messages".
 _TOLD = re.compile(
@@ -71,7 +72,8 @@ def refused(code: str, message: str, action: str, resource: str) -> Refused:
         return Denied(
             code,
             f"your credentials do not allow {lacking} on {where.rstrip('.')}",
-            hint=f"{POLICY} has a policy for who launches, with a reason for each action",
+            hint=f"{POLICY} has a policy for who launches, and a reason for each action; what the "
+            "instance itself may do is in iam-policy.md beside it",
         )
     if code in _UNKNOWN:
         hint = "aws sts get-caller-identity says who you are; check key, secret and session token"
@@ -86,7 +88,7 @@ def refused(code: str, message: str, action: str, resource: str) -> Refused:
         )  # fmt: skip
     hint = _WHAT_TO_DO.get(code, "")
     if not hint and "iam" in text.lower() and "instance profile" in text.lower():
-        hint = f"correct launch.instance_profile; {POLICY} says how to make one"
+        hint = f"correct launch.instance_profile; {_PROFILE} says how to make one"
     return Refused(code, f"{action} refused: {text[:300] or code} ({code})", hint=hint)
 
 
