@@ -186,7 +186,8 @@ class ReleaseLease:
 class Upload:
     """-> UploadProgressed..., Uploaded | UploadFailed. `urgent`: take the whole machine.
 
-    At most one at a time; the shell refuses a second.
+    At most one at a time; the shell refuses a second. The same one again, urgent, makes the
+    one under way take the whole machine.
     """
 
     id: str
