@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spotd.cli.common import add_options, print_json, settings_of, table
+from spotd.cli.common import add_options, control_socket, print_json, settings_of, table
 from spotd.core.record import known_from
 from spotd.core.status import age, rfc3339
 from spotd.core.storing import megabytes
-from spotd.errors import EXIT_DONE, EXIT_UNAVAILABLE, SpotdError
+from spotd.errors import EXIT_DONE, EXIT_UNAVAILABLE, SpotdError, UnavailableError
+from spotd.shell.control import ask
 from spotd.shell.directory.candidates import Candidates
 from spotd.shell.directory.judge import Judge
 from spotd.shell.statefile import read_json
@@ -99,9 +100,18 @@ def on_disk(settings: Settings) -> tuple[Sequence[LocalCheckpoint], Sequence[tup
     except OSError:
         return (), ()
     try:
-        return candidates.inventory(root, settled=False)
+        return candidates.inventory(root, settled=not _somebody_trains(settings))
     finally:
         os.close(root)
+
+
+def _somebody_trains(settings: Settings) -> bool:
+    """Whether what is not whole may still become so."""
+    try:
+        status = next(ask(control_socket(settings), "status"))["data"]
+    except UnavailableError:
+        return False
+    return status["trainer"]["pid"] is not None
 
 
 def merge(
@@ -125,9 +135,7 @@ def merge(
             rows[found].on_disk = True
             continue
         step = known.step if known is not None else c.step
-        rows[found or c.name] = Row(
-            c.name, found, step, c.size, c.mtime_ns / 1e9, on_disk=True
-        )
+        rows[found or c.name] = Row(c.name, found, step, c.size, c.mtime_ns / 1e9, on_disk=True)
     return sorted(rows.values(), key=lambda r: r.created)
 
 

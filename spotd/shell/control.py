@@ -111,7 +111,7 @@ class ControlServer:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
                     self._accept(buffers)
-                elif isinstance(key.fileobj, socket.socket):
+                elif isinstance(key.fileobj, socket.socket) and key.fileobj in buffers:
                     self._read(key.fileobj, buffers)
 
     def _accept(self, buffers: dict[socket.socket, bytes]) -> None:
@@ -127,7 +127,7 @@ class ControlServer:
 
     def _drop(self, connection: socket.socket, buffers: dict[socket.socket, bytes]) -> None:
         buffers.pop(connection, None)
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError, ValueError):  # dropped before, in the same round
             self._selector.unregister(connection)
         with self._lock:
             for number, waiting in list(self._waiting.items()):

@@ -101,7 +101,9 @@ def check_space(root: int, wanted: int) -> None:
     free = found.f_bavail * found.f_frsize
     if wanted + _RESERVE > free:
         raise OSError(
-            errno.ENOSPC, f"{wanted // MIB} MiB are still to come, {free // MIB} MiB are free"
+            errno.ENOSPC,
+            f"{-(-wanted // MIB)} MiB are still to come and {_RESERVE // MIB} MiB are to stay "
+            f"free, but only {free // MIB} MiB are",
         )
 
 
