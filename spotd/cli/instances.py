@@ -90,16 +90,18 @@ def _entry(
     }
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """Returns the list as text."""
-    heading = ("INSTANCE", "TYPE", "ZONE", "STATE", "ADDRESS", "AGAIN", "WHY")
+def render(rows: list[dict[str, Any]], *, advice: bool = True) -> str:
+    """Returns the list as text; with `advice` what to do about each."""
+    heading = ("RUN", "INSTANCE", "TYPE", "ZONE", "STATE", "ADDRESS", "AGAIN", "WHY")
     lines: list[tuple[str, ...]] = [heading]
     for r in rows:
         code = f" [{r['request_id']}: {r['request_code']}]" if r["request_id"] else ""
         lines.append((
-            r["instance_id"] or "-", r["instance_type"] or "-", r["zone"] or "-",
+            r["run"] or "-", r["instance_id"] or "-", r["instance_type"] or "-", r["zone"] or "-",
             r["state"] or "-", r["address"] or "-", _AGAIN[r["starts_again"]], r["what"] + code,
         ))  # fmt: skip
+    if not advice:
+        return table(lines)
     todos = [f"{r['instance_id'] or r['request_id']}: {r['todo']}" for r in rows if r["todo"]]
     untils = [
         f"{r['request_id']}: EC2 starts nothing for it after {r['valid_until']}"

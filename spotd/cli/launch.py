@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spotd.ec2.intent import Intent
     from spotd.ec2.launching import Planned, Present
 
+UP = ("pending", "running")
 # (option, key of [launch], how it is called, may stand several times)
 _OPTIONS = (
     ("--instance-type", "instance_types", "TYPE", True),
@@ -176,21 +177,21 @@ def _there(launch: Launch, intent: Intent) -> dict[str, Any] | None:
     from spotd.ec2.launching import present, take_up  # noqa: PLC0415
 
     instance = take_up(launch.ec2, intent, launch.say)
-    if instance is not None:
-        launch.say(f"the last launch got {instance['InstanceId']}")
+    if instance is not None and instance["State"]["Name"] in UP:
+        launch.say(f"the last launch got {instance['InstanceId']}: nothing was launched")
         return instance
     found = present(launch.ec2, launch.settings.run)
     _refuse_waiting(launch, found)
-    if not found.living:
-        return None
     for one in found.living:
         launch.say(f"run {launch.settings.run} has {_named(found, one)}: nothing was launched")
-    if any(one["State"]["Name"] in ("pending", "running") for one in found.living):
-        return next(i for i in found.living if i["State"]["Name"] in ("pending", "running"))
-    raise SpotdError(
-        "the instance of the run is stopped",
-        hint="`spotd instances` says whether EC2 starts it again; `spotd terminate` ends it",
-    )
+        if one["State"]["Name"] in UP:
+            return one
+    if found.living or instance is not None:
+        raise SpotdError(
+            f"the instance of run {launch.settings.run} is stopped: nothing was launched",
+            hint="`spotd instances` says whether EC2 starts it again; `spotd terminate` ends it",
+        )
+    return None
 
 
 def _refuse_waiting(launch: Launch, found: Present) -> None:
@@ -283,9 +284,13 @@ def _dry_run(launch: Launch) -> int:
         print_json({"region": launch.ec2.region, "asks": asks, "notes": plan.notes})
         return EXIT_DONE
     print(outline(launch, plan))
-    for one in plan.asks:
-        print(f"\nRunInstances, {one.name}:")
-        print_json(shown(one))
+    first = shown(plan.asks[0])
+    print(f"\nRunInstances, {plan.asks[0].name}:")
+    print_json(first)
+    for one in plan.asks[1:]:
+        print(f"\nif that is refused for lack of capacity, {one.name}: the same with")
+        said = shown(one)
+        print_json({k: said.get(k) for k in first | said if said.get(k) != first.get(k)})
     print("\nEC2 would allow it. Nothing was launched.")
     for here in found.living:
         print(f"Without --dry-run nothing would be either: the run has {_named(found, here)}.")

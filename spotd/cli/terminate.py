@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if not found.living and not found.held:
         print(f"run {settings.run} has no instance and no open request in {ec2.region}")
         return EXIT_DONE
-    print(render(entries(found, datetime.now(timezone.utc), ended=False)))
+    print(render(entries(found, datetime.now(timezone.utc), ended=False), advice=False))
     training = _looked_at(settings, found, options)
     if not options.yes and not _confirmed(found):
         print("nothing was ended")

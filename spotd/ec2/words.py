@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 YES, NO, RUNS, UNKNOWN = "yes", "no", "runs", "unknown"
 LIVING = ("pending", "running", "stopping", "stopped")
 _DOWN = ("stopping", "stopped")
+_GONE = ("shutting-down", "terminated")
 ENDED_REQUESTS = ("cancelled", "closed", "failed")
 _START = "start it by hand (aws ec2 start-instances), which enables the request again"
 _WAIT = "nothing to do: EC2 starts it again, with its disk, when it can"
@@ -142,6 +143,8 @@ def _of_request(state: str, request: Mapping[str, Any]) -> Words:
     held = str(request.get("State", ""))
     code = str(request.get("Status", {}).get("Code", ""))
     known = CODES.get(code)
+    if code.startswith("instance-terminated") or state in _GONE:
+        return _of_ended_instance(state, held, code, request)
     if held == "disabled" and (known is None or known.again != NO):
         return CODES["instance-stopped-by-user"]
     if held in ENDED_REQUESTS and (known is None or known.again != NO or state in _DOWN):
@@ -151,8 +154,6 @@ def _of_request(state: str, request: Mapping[str, Any]) -> Words:
         return Words(f"{code or held}: {message}".rstrip(": "), UNKNOWN)
     if code == "fulfilled" and state in ("pending", *_DOWN):
         return Words(f"it is {state}", RUNS if state == "pending" else UNKNOWN)
-    if code.startswith("instance-terminated") or state in ("shutting-down", "terminated"):
-        return _of_ended_instance(state, held, known, request)
     return known
 
 
@@ -164,8 +165,9 @@ def _of_ended_request(state: str, held: str) -> Words:
     return Words(f"the request is {held}", NO)
 
 
-def _of_ended_instance(state: str, held: str, known: Words, request: Mapping[str, Any]) -> Words:
-    what = f"it is {state}" if known.again == RUNS else known.what
+def _of_ended_instance(state: str, held: str, code: str, request: Mapping[str, Any]) -> Words:
+    what = CODES[code].what if code in _ENDED and code.startswith("instance-") else ""
+    what = what or f"it is {state or 'gone'}"
     if held in ("open", "active") and request.get("Type") == "persistent":
         return Words(what, YES, _REOPENED)
-    return Words(what, NO, _ANEW)
+    return Words(what, NO)

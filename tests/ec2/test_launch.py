@@ -227,6 +227,15 @@ def test_a_dry_run_prints_the_request_and_launches_nothing(run, cloud):
     assert list((run.config.parent / "state").glob("**/*.json")) == []
 
 
+def test_a_dry_run_says_only_once_what_is_the_same_everywhere(run, cloud):
+    run.configure("on_demand_fallback = true", zones=f'["{ZONE_A}"]')
+    _, out, _ = run.spotd("launch", "--dry-run")
+    spot, _, on_demand = out.partition("g5.xlarge in us-east-1a, on-demand: the same with")
+    assert '"InstanceMarketOptions": null' in on_demand
+    assert "ImageId" in spot
+    assert "ImageId" not in on_demand
+
+
 def test_a_dry_run_in_json_is_what_is_sent(run, cloud):
     _, out, _ = run.spotd("launch", "--dry-run", "--json")
     asks = json.loads(out)["asks"]

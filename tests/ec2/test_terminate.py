@@ -170,7 +170,7 @@ def test_instances_says_why_it_is_stopped_and_that_ec2_starts_it_again(launched,
     cloud.interrupt(launched.name)
     status, out, _ = launched.spotd("instances")
     assert status == 0
-    line = next(x for x in out.splitlines() if x.startswith(launched.instance.id))
+    line = next(x for x in out.splitlines() if launched.instance.id in x)
     assert "stopped" in line
     assert " yes " in line
     assert "EC2 needed the capacity" in line
@@ -193,6 +193,13 @@ def test_instances_shows_only_this_run_unless_asked_for_all(launched, cloud):
     assert mine not in launched.spotd("instances")[1]
     assert mine in launched.spotd("instances", "--all")[1]
     launched.name = name
+
+
+def test_instances_that_have_ended_are_shown_as_ended(launched, cloud):
+    launched.spotd("terminate", "--yes")
+    _, out, _ = launched.spotd("instances", "--all", "--json")
+    mine = [e for e in json.loads(out)["instances"] if e["run"] == launched.name]
+    assert [(e["what"], e["starts_again"]) for e in mine] == [("it is terminated", "no")]
 
 
 def test_instances_of_a_run_that_has_none(run):
