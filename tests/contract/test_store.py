@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 PART = 5 * MIB  # S3's smallest
 
 
-@pytest.fixture(params=["s3", "s3-botocore", "directory"])
+@pytest.fixture(params=["s3", "s3-tls", "s3-botocore", "directory"])
 def store(request, tmp_path, monkeypatch):
     if request.param == "directory":
         yield DirectoryStore(tmp_path / "store" / "run", tmp_path)
@@ -36,10 +36,16 @@ def store(request, tmp_path, monkeypatch):
     server = request.getfixturevalue("seaweed")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+    url = server.endpoint_url
+    if request.param == "s3-tls":
+        if server.certificate is None:
+            pytest.skip("needs openssl for a certificate")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(server.certificate))
+        url = server.tls_endpoint_url
     opened = S3Store(
         "spotd-test",
         f"contract/{secrets.token_hex(6)}",
-        S3Options(endpoint_url=server.endpoint_url),
+        S3Options(endpoint_url=url),
         sender=BotocoreSender if request.param == "s3-botocore" else None,
     )
     yield opened
@@ -337,6 +343,26 @@ class TestOnlyS3:
             store.aws.client, "list_objects_v2", lambda **kw: original(**kw, MaxKeys=3)
         )
         assert keys(store, "p/") == [f"p/{number}" for number in range(7)]
+
+
+def test_a_server_nobody_vouches_for_is_refused_in_words(seaweed, file, monkeypatch):
+    if seaweed.certificate is None:
+        pytest.skip("needs openssl for a certificate")
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    store = S3Store("spotd-test", "untrusted", S3Options(endpoint_url=seaweed.tls_endpoint_url))
+    source, _ = file(1000)
+    tries = [
+        lambda: store.put("x", b""),
+        lambda: store.send_whole("x", Piece(source, 0, 1000), Flow()),
+    ]
+    for attempt in tries:
+        with pytest.raises(StoreProblem) as caught:
+            attempt()
+        assert "certificate" in caught.value.message
+        assert "AWS_CA_BUNDLE" in caught.value.hint
+        assert not caught.value.retriable
+    store.close()
 
 
 def test_the_directory_refuses_keys_that_climb(tmp_path):

@@ -18,7 +18,7 @@ from spotd.shell.store.checkpoints import CheckpointStore, Listing
 from spotd.shell.store.protocol import Flow, NotFound, ObjectStore, PreconditionFailed
 from spotd.shell.store.restore import Owner, Restore
 from spotd.shell.store.settings import StoreConfig, StoreSettings, open_store
-from spotd.shell.store.transfer import PATIENCE, Lanes, lane_count
+from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, lane_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ def fetch_to(
         SpotdError: There is none, it is damaged, or it cannot be written here.
     """
     store = open_store(StoreSettings.of(settings), run, connections=lane_count())
-    lanes = Lanes(lane_count())
+    lanes = Lanes(lane_count(), tiny=TINY_LANES)
     with tempfile.TemporaryDirectory(prefix="spotd-fetch-") as scratch:
         home = Path(state) if state is not None else Path(scratch)
         root = -1

@@ -11,7 +11,13 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spotd.shell.store.problems import CredentialsExpired, answered, no_credentials, unreachable
+from spotd.shell.store.problems import (
+    CredentialsExpired,
+    answered,
+    no_credentials,
+    unreachable,
+    untrusted,
+)
 from spotd.shell.store.protocol import StoreProblem
 
 if TYPE_CHECKING:
@@ -99,6 +105,10 @@ class Aws:
             exceptions.TokenRetrievalError,
         ) as error:
             raise no_credentials(_line(error)) from error
+        except exceptions.SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise untrusted(self._options.endpoint_url or "S3", _line(error)) from error
+            raise unreachable(self._options.endpoint_url or "S3", _line(error)) from error
         except (exceptions.ParamValidationError, ValueError) as error:
             raise StoreProblem(f"{operation} cannot be asked for: {_line(error)}") from error
         except (exceptions.BotoCoreError, HTTPError, OSError) as error:

@@ -100,6 +100,8 @@ class StoreClient:
             "state": str(Path(state_directory).absolute()),
         }
         self._post = post
+        # Small files, name to text, that are stored when something else is.
+        self.ledger: Callable[[], dict[str, str]] = dict
         self._lock = threading.RLock()
         self._process: _Process | None = None
         self._lease: dict[str, Any] | None = None
@@ -155,6 +157,7 @@ class StoreClient:
                 created=action.created,
                 urgent=action.urgent,
                 source=asdict(source),
+                ledger=self.ledger(),
             )
 
     def stop_uploads(self) -> None:
@@ -181,7 +184,7 @@ class StoreClient:
 
     def store_completion(self) -> None:
         """-> CompletionStored | StoreFailed("complete")"""  # noqa: D415
-        self._do("complete")
+        self._do("complete", ledger=self.ledger())
 
     def close(self) -> None:
         """Lets the worker go, whatever it does; what is needed to continue is on the disk."""

@@ -21,8 +21,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spotd.shell.store.problems import unreachable
-from spotd.shell.store.protocol import StoreProblem
+from spotd.shell.store.problems import unreachable, untrusted
+from spotd.shell.store.tls import TlsSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -113,7 +113,7 @@ class Answer:
 class Connection:
     """One connection, used by one thread at a time."""
 
-    def __init__(self, sock: socket.socket, timeouts: Timeouts) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket, timeouts: Timeouts) -> None:
         self.sock = sock
         self.idle_since = 0.0
         self._timeouts = timeouts
@@ -124,9 +124,6 @@ class Connection:
 
     def send(self, data: memoryview | bytes) -> None:
         """Sends all of it; raises TimeoutError when nothing moves."""
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.sendall(data)  # its time-out is for each record of 16 KiB
-            return
         view = memoryview(data)
         while view:
             view = view[self.sock.send(view) :]
@@ -226,10 +223,7 @@ class Pool:
             with flow.watching(connection.interrupt):
                 yield connection
         except ssl.SSLCertVerificationError as error:
-            raise StoreProblem(
-                f"{self.name} has a certificate that is not trusted: {error.verify_message}",
-                hint="set AWS_CA_BUNDLE to the authority's certificate, or correct endpoint_url",
-            ) from error
+            raise untrusted(self.name, error.verify_message) from error
         except OSError as error:
             raise unreachable(self.name, _line(error)) from error
         finally:
@@ -273,8 +267,10 @@ class Pool:
                 sock.settimeout(left)
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(self._timeouts.progress)
                 if self._context is not None:
-                    sock = self._context.wrap_socket(sock, server_hostname=self._host)
+                    secured = TlsSocket(sock, self._context, self._host)
+                    return Connection(secured, self._timeouts)
                 return Connection(sock, self._timeouts)
             except OSError as failed:
                 sock.close()

@@ -120,6 +120,14 @@ def unreachable(endpoint: str, reason: str) -> StoreProblem:
     )
 
 
+def untrusted(endpoint: str, reason: str) -> StoreProblem:
+    """Returns the problem of a server whose certificate nobody vouches for."""
+    return StoreProblem(
+        f"{endpoint} has a certificate that is not trusted: {reason}",
+        hint="set AWS_CA_BUNDLE to the authority's certificate, or correct store.endpoint_url",
+    )
+
+
 def no_credentials(reason: str) -> StoreProblem:
     """Returns the problem of a machine that has no AWS credentials."""
     return StoreProblem(

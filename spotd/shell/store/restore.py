@@ -38,7 +38,7 @@ from spotd.shell.store.staging import (
     staging,
     writable,
 )
-from spotd.shell.store.transfer import MIB, Lanes, Transfer, receive_job
+from spotd.shell.store.transfer import MIB, TINY_LIMIT, Lanes, Transfer, receive_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -221,14 +221,16 @@ class _Fetch:
     def receive(self) -> None:
         """Fetches what is missing: big files over all lanes, small ones one to a lane."""
         self.restore.report(self.got, self.manifest.size)
-        small = []
+        small: list[ManifestFile] = []
+        tiny: list[ManifestFile] = []
         for file in self.manifest.files:
             if file.size > PIECE:
                 self._large(file)
             elif not self._complete(file):
-                small.append(file)
-        for file, crc in self.restore.lanes.each(self._small(file) for file in small):
-            self._note(file.path, Piece(-1, 0, file.size), crc)
+                (tiny if file.size <= TINY_LIMIT else small).append(file)
+        for files, lanes in ((small, self.restore.lanes), (tiny, self.restore.lanes.tiny)):
+            for file, crc in lanes.each(self._small(file) for file in files):
+                self._note(file.path, Piece(-1, 0, file.size), crc)
 
     def _note(self, path: str, piece: Piece, crc: int) -> None:
         self.arrived.add(path, piece.offset, piece.length, crc)

@@ -115,17 +115,15 @@ class ThinSender:
             connection.send(request)
             return self._send_body(connection, piece, flow)
         # A small file: one system call for all of it.
-        crc, frame = 0, b""
-        with self._buffers.one() as buffer:
-            data = buffer[: piece.length]
-            flow.passed(piece.length)
-            _read_all(piece.fd, data, piece.offset)
-            crc = self._algorithm.update(data, 0)
-            end = _trailer_line(self._trailer, self._algorithm, crc)
-            if piece.length:
-                frame = b"".join((request, b"%X\r\n" % piece.length, data, b"\r\n0\r\n", end))
-            else:
-                frame = b"".join((request, b"0\r\n", end))
+        data = memoryview(bytearray(piece.length))
+        flow.passed(piece.length)
+        _read_all(piece.fd, data, piece.offset)
+        crc = self._algorithm.update(data, 0)
+        end = _trailer_line(self._trailer, self._algorithm, crc)
+        if piece.length:
+            frame = b"".join((request, b"%X\r\n" % piece.length, data, b"\r\n0\r\n", end))
+        else:
+            frame = b"".join((request, b"0\r\n", end))
         connection.send(frame)
         return crc
 
@@ -176,7 +174,9 @@ class ThinSender:
 
     def _receive_body(self, answer: Answer, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
         crc, offset, end = 0, piece.offset, piece.offset + piece.length
-        with self._buffers.one() as buffer:
+        small = piece.length < _CHUNK  # there may be many of them at once
+        lent = memoryview(bytearray(piece.length)) if small else self._buffers.one()
+        with lent as buffer:
             while offset < end:
                 count = answer.readinto(buffer[:_CHUNK])
                 flow.passed(count)

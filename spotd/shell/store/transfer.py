@@ -56,6 +56,12 @@ def part_size(size: int) -> int:
     return max(wanted, -(-least // MIB) * MIB)
 
 
+# A request takes S3 some 30 ms whatever it carries: tiny files need many at once, and for
+# them that costs little memory.
+TINY_LIMIT = 256 * 1024
+TINY_LANES = 64
+
+
 def lane_count(cpus: int | None = None) -> int:
     """Returns how many requests to keep going at once.
 
@@ -70,10 +76,14 @@ class Lanes:
     Args:
         count: How many.
         prepare: Runs first in each thread: its priority.
+        tiny: How many more there are for tiny files; 0: none, they share the others.
     """
 
-    def __init__(self, count: int, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, count: int, prepare: Callable[[], None] | None = None, *, tiny: int = 0
+    ) -> None:
         self.count = count
+        self.tiny = Lanes(tiny, prepare) if tiny else self
         self._pool = ThreadPoolExecutor(count, "lane", initializer=prepare)
 
     def each(  # noqa: C901 - one loop, read from top to bottom
@@ -121,6 +131,8 @@ class Lanes:
     def close(self) -> None:
         """Ends the threads when they have nothing left to do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.tiny is not self:
+            self.tiny.close()
 
 
 @dataclass(frozen=True, slots=True)

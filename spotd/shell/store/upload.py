@@ -22,7 +22,15 @@ from spotd.shell.store.checkpoints import CheckpointStore, manifest_key, object_
 from spotd.shell.store.protocol import Cancelled, Part, StoreProblem
 from spotd.shell.store.record import Done, UploadRecord, read_done
 from spotd.shell.store.source import SourceFile, SourceGone, SourceTree, UploadSource
-from spotd.shell.store.transfer import WHOLE_LIMIT, LargeFile, Transfer, finished, send_small
+from spotd.shell.store.transfer import (
+    TINY_LIMIT,
+    WHOLE_LIMIT,
+    Lanes,
+    LargeFile,
+    Transfer,
+    finished,
+    send_small,
+)
 from spotd.shell.store.unchanged import Unchanged
 
 if TYPE_CHECKING:
@@ -120,15 +128,20 @@ class Upload:
         self.arrived(sum(part.size for part in parts.values()), tree.size)
         todo = [file for file in tree.files if file.path not in parts]
         large = [file for file in todo if file.entry.size > WHOLE_LIMIT]
-        small = [file for file in todo if file.entry.size <= WHOLE_LIMIT]
+        small = [file for file in todo if TINY_LIMIT < file.entry.size <= WHOLE_LIMIT]
+        tiny = [file for file in todo if file.entry.size <= TINY_LIMIT]
+        lanes = self.transfer.lanes
         sender = _Files(self, tree, record, unchanged, parts)
-        with ThreadPoolExecutor(_LARGE_AT_ONCE + 1, "files") as pool:
+        with (
+            ThreadPoolExecutor(_LARGE_AT_ONCE, "large") as pool,
+            ThreadPoolExecutor(2, "small") as others,
+        ):
             running = [
                 pool.submit(sender.send_large, file)
                 for file in sorted(large, key=lambda each: -each.entry.size)
             ]
-            if small:
-                running.append(pool.submit(sender.send_small, small))
+            running.append(others.submit(sender.send_small, small, lanes))
+            running.append(others.submit(sender.send_small, tiny, lanes.tiny))
             errors = [error for error in (each.exception() for each in running) if error]
         # One that failed stopped the others: its reason is the one that counts.
         errors.sort(key=lambda error: isinstance(error, Cancelled))
@@ -225,10 +238,10 @@ class _Files:
                     self._add(part.size)
                 self._finish(file, part, fd)
 
-    def send_small(self, files: list[SourceFile]) -> None:
+    def send_small(self, files: list[SourceFile], lanes: Lanes) -> None:
         """Sends files of one part, one to a lane."""
         with self._stopping_others():
-            for size in self.upload.transfer.lanes.each(self._job(file) for file in files):
+            for size in lanes.each(self._job(file) for file in files):
                 self._add(size)
 
     def _job(self, file: SourceFile) -> Callable[[], int]:
