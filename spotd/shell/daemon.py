@@ -150,6 +150,7 @@ class Daemon:
             announce=self._announce,
         )
         self.loop.observe = self.observer.saw
+        self.store.ledger = self.observer.ledger
         self.observer.start()
 
     def _make_parts(self, instance_id: str) -> None:
