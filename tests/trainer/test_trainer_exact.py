@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trainer_support import EXAMPLES, finish, lines_in, reference, run, start, torchrun, wait_for
 
+from spotd_trainer.files import find_checkpoints
+
 STEPS = 27  # two epochs of ten batches, and most of a third
 
 
@@ -80,13 +82,14 @@ def test_a_run_that_is_not_the_same_is_told_apart():
 def test_a_real_process_that_is_signalled_and_started_again_ends_the_same(
     tmp_path, workers, number
 ):
-    options = ("--steps", 120, "--save-every", 20, "--workers", workers, "--out-weights", "w")
+    options = ("--steps", 300, "--save-every", 20, "--workers", workers, "--out-weights", "w")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
     undisturbed = start(reference(*options), whole)
     process = start(reference(*options), cut)
     wait_for(lambda: lines_in(cut / "losses.jsonl") > 45, process)
+    wait_for(lambda: find_checkpoints(cut / "checkpoints"), process)
     process.send_signal(number)
     out = finish(process)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), out
