@@ -120,6 +120,8 @@ class Daemon:
             self.hands.act(action)
             if not self.alive:
                 return
+        if self.dormant and not self._unmoved():
+            self.metadata_changed()  # what was a notice is one no longer: polls count again
         self._set_alarm(now)
 
     def _count(self, now: Now) -> None:
@@ -164,7 +166,7 @@ class Daemon:
     def _unmoved(self) -> bool:
         """Whether more polls with this answer change nothing."""
         notice = self.state.metadata.notice
-        return notice is None or (notice.ignored and notice.steady_polls > STEADY)
+        return notice is None or notice.steady_polls > STEADY
 
     def metadata_changed(self) -> None:
         """Polls are worth playing again."""

@@ -57,6 +57,7 @@ class Oracle:
         self._signals: dict[int, int] = {}  # pid -> stop signals that reached it
         self._lives: dict[int, set[int]] = {}
         self.meddled_at = -1e9
+        self.last_step = 0  # of the newest attempt, when it ended
         self.gave_up_at = -1e9  # when spotd last said that it takes an older one
         self.rotten_seen: set[str] = set()  # found damaged when they were fetched
         self.useful = 0
@@ -90,6 +91,7 @@ class Oracle:
         name = machine.name
         self._reached[name] = max(step, self._reached.get(name, 0))
         self.alive += self.world.clock.wall - trainer.started
+        self.last_step = step
         machine.left_at = self.world.clock.mono
 
     # --- what spotd does -------------------------------------------------------------

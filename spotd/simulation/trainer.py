@@ -87,9 +87,30 @@ class Trainer:
         if model.reports:
             self._tell(on.TrainerReported(step=self._step, total_steps=model.total_steps))
         target = (self._step // model.save_every + 1) * model.save_every
+        skipped = self._skipped(target)
+        if skipped:
+            cycle = model.save_every * model.step_seconds + model.save_seconds
+            self._after(skipped * cycle, self._skip, skipped * model.save_every)
+            return
         if model.total_steps is not None:
             target = min(target, model.total_steps)
         self._after(max(0, target - self._step) * model.step_seconds, self._arrive, target)
+
+    def _skipped(self, target: int) -> int:
+        """Returns how many whole cycles of training and saving nothing can depend on."""
+        calm, model, setup = self.machine.world.calm_until, self.model, self.machine.world.setup
+        if calm is None or model.total_steps is not None or target != self._step + model.save_every:
+            return 0
+        cycle = model.save_every * model.step_seconds + model.save_seconds
+        sent = setup.store.latency + model.size / setup.store.bandwidth
+        settled = 2 * sent + 2 * model.size / setup.copy_bandwidth + 10.0 + 3 * cycle
+        skipped = int((calm - settled - self.machine.clock.mono) / cycle)
+        return skipped if skipped > 1 else 0
+
+    def _skip(self, steps: int) -> None:
+        self._step += steps
+        self.saved_step = self._step
+        self._go_on()
 
     def _arrive(self, step: int) -> None:
         self._step = step

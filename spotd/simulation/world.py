@@ -64,6 +64,7 @@ class World:
         self.replies: list[do.Reply] = []
         self.record_failures = 0
         self.rough_until = -1e9
+        self.calm_until: float | None = None  # up to here saves need not be played one by one
         self.last_weather = -1e9
         self._calm = False
         self.machines = [Machine(self, "1")]
