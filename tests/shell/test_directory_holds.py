@@ -71,11 +71,30 @@ def test_a_file_without_a_number_is_copied_and_survives_being_written_over(world
     assert world.content_of(held) == data
 
 
-def test_a_name_that_was_written_over_once_is_copied_from_then_on(world):
-    save(world, "rank-0.pt", 1)
-    checkpoint, data = save(world, "rank-0.pt", 2)
+@pytest.mark.parametrize("name", ["resnet50.pt", "gpt2.pth", "ckpt_v2.pt", "checkpoint-7b.pt"])
+def test_a_number_that_counts_nothing_promises_no_new_name(world, name):
+    checkpoint, data = save(world, name, 1)
     held, mode = world.hold(checkpoint)
-    save(world, "rank-0.pt", 3)
+    save(world, name, 2)
+    assert mode in ("copy", "reflink")
+    assert world.content_of(held) == data
+
+
+@pytest.mark.parametrize("name", ["checkpoint-500.pt", "epoch=3.ckpt", "ep1-ba20.pt", "0042.pt"])
+def test_a_number_that_counts_is_enough_for_a_link(world, name):
+    assert world.hold(save(world, name)[0])[1] == "link"
+
+
+def test_a_second_name_of_a_family_shows_that_its_number_counts(world):
+    save(world, "model_01.pt", 1)
+    assert world.hold(save(world, "model_02.pt", 2)[0])[1] == "link"
+
+
+def test_a_name_that_was_written_over_once_is_copied_from_then_on(world):
+    save(world, "step-1.pt", 1)
+    checkpoint, data = save(world, "step-1.pt", 2)
+    held, mode = world.hold(checkpoint)
+    save(world, "step-1.pt", 3)
     assert mode in ("copy", "reflink")
     assert world.content_of(held) == data
 
@@ -83,8 +102,8 @@ def test_a_name_that_was_written_over_once_is_copied_from_then_on(world):
 def test_replacing_by_rename_is_not_writing_over(world):
     for seed in (1, 2):
         (world.path / "new.tmp").write_bytes(content(seed))
-        (world.path / "new.tmp").rename(world.path / "rank-0.pt")
-        checkpoint = world.seen("rank-0.pt")
+        (world.path / "new.tmp").rename(world.path / "step-1.pt")
+        checkpoint = world.seen("step-1.pt")
     assert world.hold(checkpoint)[1] == "link"
 
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from spotd.core.checkpoint import name_family
 from spotd.core.completeness import State, matches
 from spotd.core.events import CheckpointSeen, CheckpointVanished, Event, SavesInProgress
 from spotd.core.names import has_checkpoint_extension, is_checkpoint_name, is_temporary
@@ -159,6 +160,11 @@ class Candidates:
         """Returns the newest whole checkpoint."""
         whole = (known.checkpoint for known in self.known.values())
         return max(whole, key=lambda checkpoint: checkpoint.mtime_ns, default=None)
+
+    def has_siblings(self, name: str) -> bool:
+        """Whether another whole checkpoint has this name but for its numbers."""
+        family = name_family(name)
+        return any(other != name and name_family(other) == family for other in self.known)
 
     def inventory(
         self, root: int, *, settled: bool

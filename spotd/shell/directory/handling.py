@@ -74,7 +74,9 @@ class Handling:
             return
         try:
             checkpoint = self._meant(root, action)
-            if not needs_copy(action.name, overwritten=action.name in self._candidates.overwritten):
+            overwritten = action.name in self._candidates.overwritten
+            counted = self._candidates.has_siblings(action.name)
+            if not needs_copy(action.name, overwritten=overwritten, counted=counted):
                 self._link(root, action.id, checkpoint)
                 return
         except (ChangedError, OSError) as error:

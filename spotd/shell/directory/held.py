@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from spotd.core.checkpoint import parse_checkpoint_id
@@ -10,6 +11,12 @@ from spotd.core.checkpoint import parse_checkpoint_id
 LINK, COPY, REFLINK, NONE = "link", "copy", "reflink", "none"
 NOTE = ".hold.json"
 _MAX_SLOT = 200  # bytes of a slot's name
+# A number that counts, so that the next save has another name; `resnet50.pt` counts nothing.
+_COUNTED = re.compile(
+    r"(?<![a-z])(?:steps?|iter|iterations?|epochs?|ep|batch|ba|checkpoint|ckpt|round|update)"
+    r"[ _=.-]*[0-9]+(?![0-9a-z])|\A[0-9]+(?![^.])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,15 @@ def slot_of(checkpoint_id: str) -> str:
     return raw[:_MAX_SLOT].decode("utf-8", "ignore") + "~" + digest
 
 
-def needs_copy(name: str, *, overwritten: bool) -> bool:
-    """Whether a hard link would not do: the trainer may write over this one in place."""
-    return overwritten or not any(character.isdigit() for character in name)
+def needs_copy(name: str, *, overwritten: bool, counted: bool) -> bool:
+    """Whether a hard link would not do: the trainer may write over this one in place.
+
+    Args:
+        name: Of the checkpoint.
+        overwritten: It has been written over before.
+        counted: Others stand beside it that differ from it only in their numbers.
+    """
+    return overwritten or not (counted or _COUNTED.search(name))
 
 
 def guess(slot: str) -> Hold | None:
