@@ -57,7 +57,7 @@ def child(order: dict) -> None:
     checkpoints = CheckpointStore(store, "run", "i-1", 0, Path(order["state"]))
     lanes = Lanes(lane_count(), tiny=TINY_LANES)
     store.warm()
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     if order["do"] == "upload":
         source = UploadSource(order["root"], order["name"], order["kind"])
         moving = Transfer(store, lanes, Flow(), PATIENCE)
@@ -71,6 +71,7 @@ def child(order: dict) -> None:
         restore.into(root, manifest)
         result = {"sent": 0}
     result["seconds"] = time.monotonic() - started
+    result["warm"] = time.process_time() - used
     print(json.dumps(result), flush=True)
     os._exit(0)
 
@@ -218,13 +219,16 @@ def show(title: str, size: int, found: dict[str, list[dict]], peer: str = "s5cmd
         wall = statistics.median(run["wall"] for run in runs)
         inner = statistics.median(run.get("seconds", run["wall"]) for run in runs)
         cpu = statistics.median(run["cpu"] for run in runs) / (size / GIB)
+        warm = statistics.median(run.get("warm", run["cpu"]) for run in runs) / (size / GIB)
         mib = max(run["mib"] for run in runs)
         rate = size / wall / 1e6
+        inner_rate = size / inner / 1e6
         base = base or (rate, cpu)
         print(
-            f"  {name:16} {rate:7.0f} MB/s with start, {size / inner / 1e6:7.0f} without;"
-            f" {cpu:5.2f} CPU s/GiB; {mib:4.0f} MiB;"
-            f" {rate / base[0]:5.2f} x throughput, {cpu / base[1]:5.2f} x CPU"
+            f"  {name:15} whole process {rate:6.0f} MB/s {cpu:5.2f} CPU s/GiB"
+            f" ({rate / base[0]:.2f} x, {cpu / base[1]:.2f} x);"
+            f" once warm {inner_rate:6.0f} MB/s {warm:5.2f} CPU s/GiB"
+            f" ({inner_rate / base[0]:.2f} x, {warm / base[1]:.2f} x); {mib:.0f} MiB"
         )
 
 

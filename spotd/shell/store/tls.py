@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import socket
 
 _STEP = 256 * 1024
+_FIRST_STEP = 16 * 1024
 # Every record lets go of the interpreter's lock and asks for it again: threads that decrypt
 # at the same time spend more on taking turns than on their records. So a few do, and the
 # others wait in the kernel, on something cheaper. One does 2 GB/s.
@@ -41,7 +42,7 @@ class TlsSocket:
         self._raw = raw
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._step = memoryview(bytearray(_STEP))
+        self._step = memoryview(bytearray(_FIRST_STEP))
         self._turn = _TURNS[next(_NUMBERS) % len(_TURNS)]
         try:
             self._shake_hands()
@@ -96,6 +97,8 @@ class TlsSocket:
             self._incoming.write_eof()
             return False
         self._incoming.write(self._step[:count])
+        if count == len(self._step) < _STEP:
+            self._step = memoryview(bytearray(_STEP))  # more than an answer's few lines comes
         return True
 
     def _flush(self) -> None:

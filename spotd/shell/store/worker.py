@@ -32,7 +32,7 @@ from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, Store
 from spotd.shell.store.restore import Owner, Restore
 from spotd.shell.store.settings import StoreSettings, open_store
 from spotd.shell.store.source import SourceGone, UploadSource
-from spotd.shell.store.transfer import PATIENCE, Lanes, Transfer, lane_count
+from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, Transfer, lane_count
 from spotd.shell.store.upload import Upload, UploadOrder
 from spotd.shell.store.wire import Channel, encode_event
 
@@ -43,6 +43,7 @@ Command = dict[str, Any]
 _PROGRESS_EVERY = 0.5  # seconds
 _PEACE_LANES = 4  # 85 MB/s each at S3: ahead of any disk a trainer writes to meanwhile
 _LEASE_SLACK = 5.0  # seconds a manifest may take to be written
+_SOON = 5.0  # seconds for which small things are tried again before they have failed
 _TROUBLE_EVERY = 10.0  # seconds between two lines about the same trouble
 
 
@@ -135,7 +136,10 @@ class Worker:
         self._say({"lease": asdict(lease) if lease else None})
 
     def _warm(self, _command: Command) -> list[events.Event]:
-        self._checkpoints.store.warm()
+        try:
+            self._checkpoints.store.warm()
+        except StoreProblem as problem:
+            _complain(f"not ready to send yet: {problem}")  # what is sent next will say it
         return []
 
     def _open(self, _command: Command) -> list[events.Event]:
@@ -146,7 +150,7 @@ class Worker:
         self._hold(lease)
         lanes = Lanes(8)
         try:
-            found = self._checkpoints.listing(lanes)
+            found = self._soon(lanes).again(lambda: self._checkpoints.listing(lanes))
         finally:
             lanes.close()
         for checkpoint, reason in found.damaged:
@@ -182,9 +186,17 @@ class Worker:
 
     def _release(self, _command: Command) -> list[events.Event]:
         if self._lease is not None:
-            self._keeper.release(self._lease)
+            try:
+                self._keeper.release(self._lease)
+            except StoreProblem as problem:
+                # It runs out by itself; whoever asked is on the way out.
+                _complain(f"the lease was not given back: {problem}")
             self._hold(None)
         return []
+
+    def _soon(self, lanes: Lanes | None = None) -> Transfer:
+        """Returns what tries small things again for a moment: one 503 is no failure yet."""
+        return Transfer(self._checkpoints.store, lanes or Lanes(1), Flow(), _SOON)
 
     def _still_ours(self, generation: int) -> None:
         """Raises StoreProblem unless the lease under which this was begun still holds."""
@@ -207,7 +219,10 @@ class Worker:
             created=command["created"],
             source=UploadSource(**command["source"]),
         )
-        lanes = Lanes(self._lanes_wanted) if urgent else Lanes(_PEACE_LANES, take_what_is_left)
+        if urgent:
+            lanes = Lanes(self._lanes_wanted, tiny=TINY_LANES)
+        else:
+            lanes = Lanes(_PEACE_LANES, take_what_is_left, tiny=2 * _PEACE_LANES)
         transfer = Transfer(
             self._checkpoints.store, lanes, flow, None if urgent else PATIENCE,
             _Troubles(f"storing {checkpoint}"),
@@ -224,6 +239,9 @@ class Worker:
             ).run()  # fmt: skip
         except SourceGone as error:
             return [events.UploadFailed(checkpoint, error.message, error.hint, gone=True)]
+        except LeaseHeld as held:
+            failed = events.UploadFailed(checkpoint, held.message, held.hint)
+            return [failed, events.LeaseRefused(held.holder, held.expires_in)]
         finally:
             lanes.close()
         return [events.Uploaded(checkpoint, stored.size, stored.sent, stored.seconds)]
@@ -231,7 +249,7 @@ class Worker:
     def _fetch(self, command: Command) -> list[events.Event]:
         checkpoint = command["id"]
         flow: Flow = command["flow"]
-        lanes = Lanes(self._lanes_wanted)
+        lanes = Lanes(self._lanes_wanted, tiny=TINY_LANES)
         told = _Pace(
             lambda got, size: self._say(
                 {"events": [encode_event(events.FetchProgressed(checkpoint, got, size))]}
@@ -240,7 +258,8 @@ class Worker:
         root = -1
         try:
             root = open_without_links(self._directory)
-            manifest = self._checkpoints.manifest(checkpoint)
+            transfer = Transfer(self._checkpoints.store, lanes, flow)
+            manifest = transfer.again(lambda: self._checkpoints.manifest(checkpoint))
             restore = Restore(
                 self._checkpoints.store, lanes, flow, self._state, self._owner, told, PATIENCE
             )
@@ -256,7 +275,8 @@ class Worker:
         return [events.Fetched(checkpoint, found)]
 
     def _delete(self, command: Command) -> list[events.Event]:
-        self._checkpoints.delete(command["ids"])
+        ids = list(command["ids"])
+        self._soon().again(lambda: self._checkpoints.delete(ids))
         return [events.DeletedFromStore(tuple(command["ids"]))]
 
     def _keep(self, command: Command) -> list[events.Event]:
@@ -271,7 +291,7 @@ class Worker:
         return []
 
     def _complete(self, _command: Command) -> list[events.Event]:
-        self._checkpoints.complete()
+        self._soon().again(self._checkpoints.complete)
         return [events.CompletionStored()]
 
 
