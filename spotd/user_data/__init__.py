@@ -65,7 +65,7 @@ def render(configuration: str, *, source: Source, volume: Volume | None = None) 
     """The user data.
 
     Args:
-        configuration: The text of spotd.toml, valid.
+        configuration: The text of spotd.toml, valid. Its comments stay where there is room.
         source: Where spotd comes from.
         volume: A data volume, or None.
 
@@ -73,19 +73,33 @@ def render(configuration: str, *, source: Source, volume: Volume | None = None) 
         SpotdError: What was asked for cannot be, or is larger than user data may be.
     """
     _check(source, volume)
+    text = _assemble(configuration, source, volume)
+    if len(text.encode()) >= LIMIT:
+        text = _assemble(_without_comments(configuration), source, volume)
+    if len(text.encode()) >= LIMIT:
+        raise SpotdError(
+            f"the user data would have {len(text.encode())} bytes, EC2 takes less than {LIMIT}",
+            hint="shorten the configuration",
+        )
+    return text
+
+
+def _assemble(configuration: str, source: Source, volume: Volume | None) -> str:
     files = [("/etc/spotd/spotd.toml", "0640", configuration)]
     if source.is_package:
         files.append(("/usr/local/lib/spotd-setup/fetch.py", "0644", _fetcher()))
     else:
         files.append(("/usr/local/lib/spotd-setup/spotd.service", "0644", _unit()))
     files.append(("/usr/local/sbin/spotd-setup", "0755", _setup(source, volume)))
-    text = _HEAD + "write_files:\n" + "".join(_file(*file) for file in files) + _TAIL
-    if len(text.encode()) >= LIMIT:
-        raise SpotdError(
-            f"the user data would have {len(text.encode())} bytes, EC2 takes less than {LIMIT}",
-            hint="shorten the configuration, its comments first",
-        )
-    return text
+    return _HEAD + "write_files:\n" + "".join(_file(*file) for file in files) + _TAIL
+
+
+def _without_comments(configuration: str) -> str:
+    """The same settings in fewer lines; a text in which that cannot be told is left as it is."""
+    lines = configuration.splitlines(keepends=True)
+    if '"""' in configuration or "'''" in configuration:
+        return configuration
+    return "".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 def _check(source: Source, volume: Volume | None) -> None:

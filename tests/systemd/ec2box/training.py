@@ -51,7 +51,7 @@ class Training:
             or f'command = "python3 -u train.py checkpoints {arguments}"\n'
             f'directory = "{HOME}"\nuser = "ubuntu"\n'
             'resume_arguments = ["--resume", "{checkpoint}"]',
-            "checkpoints": 'directory = "checkpoints"\npattern = "step-*"',
+            "checkpoints": 'directory = "checkpoints"',
             "store": f'url = "s3://{self.cloud.bucket}/spotd"\n'
             f'endpoint_url = "{self.cloud.s3_url}"\nregion = "eu-central-1"',
             "imds": 'poll_interval = "200ms"\ntimeout = "1s"',
