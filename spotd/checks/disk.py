@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spotd.checks import Finding, Surroundings, failed, ok, warning
-from spotd.core.storing import megabytes
+from spotd.core.words import megabytes
 
 SYS_BLOCK = Path("/sys/dev/block")
 _MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.checks import Finding, Surroundings, failed, ok, warning
 from spotd.checks.store import measure
 from spotd.core.deadline import PLANNED
-from spotd.core.storing import megabytes
+from spotd.core.words import megabytes
 from spotd.errors import SpotdError
 from spotd.shell.history import read
 

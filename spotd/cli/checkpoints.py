@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.cli.common import add_options, control_socket, print_json, settings_of, table
 from spotd.core.record import known_from
 from spotd.core.status import age, rfc3339
-from spotd.core.storing import megabytes
+from spotd.core.words import megabytes
 from spotd.errors import EXIT_DONE, EXIT_UNAVAILABLE, SpotdError, UnavailableError
 from spotd.shell.control import ask
 from spotd.shell.directory.candidates import Candidates

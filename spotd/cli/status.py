@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, control_socket, print_json, settings_of
-from spotd.core.storing import megabytes
+from spotd.core.words import megabytes
 from spotd.errors import EXIT_DONE
 from spotd.shell.control import ask
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core import resuming, storing, training
+from spotd.core import keeping, resuming, storing, training
 from spotd.core.deadline import PLANNED, WINDOW, plan_deadline
 from spotd.core.state import Interruption, Notice, Phase, Turn, newest_known, unstored
 
@@ -189,7 +189,7 @@ def begin(t: Turn, source: str, action: str, seconds: float, *, request: int | N
     _announce_begin(t, source, action, seconds)
     t.do(do.SyncJournal())
     if t.state.trainer is None and i.inspection == "none":
-        storing.inspect(t)
+        keeping.inspect(t)
         t.set_interruption(inspection="asked")
 
 

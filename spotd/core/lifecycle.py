@@ -46,8 +46,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from spotd.core import (
+    completing,
+    interrupting,
+    keeping,
+    leasing,
+    record,
+    resuming,
+    storing,
+    training,
+)
 from spotd.core import events as on
-from spotd.core import interrupting, record, resuming, storing, training
 from spotd.core.deadline import WINDOW
 from spotd.core.state import Phase, Policy, State, Trainer, Turn
 
@@ -84,7 +93,7 @@ def advance(t: Turn) -> None:
     training.advance(t)
     resuming.advance(t)
     storing.advance(t)
-    storing.advance_completion(t)
+    completing.advance(t)
     interrupting.advance_metadata(t)
 
 
@@ -166,13 +175,13 @@ def on_started(t: Turn, event: on.Started) -> None:
         return
     if t.state.completed:
         t.set(completion_inspected=False)
-        storing.inspect(t)
+        keeping.inspect(t)
         t.enter(Phase.COMPLETED, "this run is complete; another `run` name starts a new one")
         return
     _trainer_is_gone(t, record.mapping(r.get("trainer")), same_boot=same_boot)
     if t.state.interruption is not None:
         t.enter(Phase.DRAINING, "a notice from before spotd was started again")
-        storing.inspect(t)
+        keeping.inspect(t)
         t.set_interruption(inspection="asked")
         return
     resuming.begin(t)
@@ -277,7 +286,7 @@ def _adopt(t: Turn, found: on.TrainerFound, told: dict[str, Any]) -> None:
             # Told to stop by a daemon that did not live to see it: it ends, and is started
             # again. Should it not have heard, it is told again and given its time.
             t.set_trainer(kill_at=t.now.mono + t.policy.stop_timeout)
-    storing.inspect(t, settled=False)
+    keeping.inspect(t, settled=False)
     t.persist()
 
 
@@ -320,20 +329,20 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.SignalSent: training.on_signal_sent,
     on.ActivityMeasured: training.on_activity,
     on.LocalInventory: resuming.on_inventory,
-    on.CheckpointSeen: storing.on_seen,
-    on.CheckpointVanished: storing.on_vanished,
+    on.CheckpointSeen: keeping.on_seen,
+    on.CheckpointVanished: keeping.on_vanished,
     on.SavesInProgress: training.on_saves,
-    on.Held: storing.on_held,
-    on.HoldFailed: storing.on_hold_failed,
-    on.Durable: storing.on_durable,
+    on.Held: keeping.on_held,
+    on.HoldFailed: keeping.on_hold_failed,
+    on.Durable: keeping.on_durable,
     on.SetAsideDone: resuming.on_set_aside,
     on.Reinstated: resuming.on_reinstated,
     on.ReinstateFailed: resuming.on_reinstate_failed,
     on.DirectoryTrouble: resuming.on_directory_trouble,
-    on.StoreOpened: storing.on_opened,
-    on.LeaseRefused: storing.on_refused,
-    on.LeaseRenewed: storing.on_renewed,
-    on.StoreFailed: storing.on_failed,
+    on.StoreOpened: leasing.on_opened,
+    on.LeaseRefused: leasing.on_refused,
+    on.LeaseRenewed: leasing.on_renewed,
+    on.StoreFailed: leasing.on_failed,
     on.UploadProgressed: storing.on_progress,
     on.Uploaded: storing.on_uploaded,
     on.UploadFailed: storing.on_upload_failed,
@@ -342,5 +351,5 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.Fetched: resuming.on_fetched,
     on.FetchFailed: resuming.on_fetch_failed,
     on.DeletedFromStore: storing.on_deleted,
-    on.CompletionStored: storing.on_completion_stored,
+    on.CompletionStored: completing.on_completion_stored,
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core import storing
+from spotd.core import keeping, leasing
 from spotd.core.checkpoint import parse_checkpoint_id
 from spotd.core.resume import NOTHING, Choice, choose, is_newer
 from spotd.core.state import Known, Phase, Resuming, Trainer, Turn
@@ -49,7 +49,7 @@ def begin(t: Turn, reason: str = "", *, void_since: float | None = None) -> None
 
 
 def _inspect(t: Turn) -> None:
-    storing.inspect(t)
+    keeping.inspect(t)
     t.set_resuming(inspecting=True)
 
 
@@ -64,7 +64,7 @@ def cancel(t: Turn) -> None:
 def on_inventory(t: Turn, event: on.LocalInventory) -> None:
     """What the checkpoint directory holds."""
     t.set(directory_trouble="", held=event.held, inspections=max(0, t.state.inspections - 1))
-    storing.compare_with_disk(t, event)
+    keeping.compare_with_disk(t, event)
     if t.state.resuming is not None:
         if t.state.inspections == 0:  # an older answer may have been asked of a live trainer
             _void(t, event)
@@ -73,8 +73,8 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
         return
     trainer = t.state.trainer
     void = trainer is not None and trainer.superseded
-    if not void and storing.register_newest(t, event.checkpoints) is None:
-        storing.hold_again(t)
+    if not void and keeping.register_newest(t, event.checkpoints) is None:
+        keeping.hold_again(t)
     if t.state.inspections:
         return
     if t.state.interruption is not None and t.state.interruption.inspection == "asked":
@@ -304,9 +304,9 @@ def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
     t.set(reason=said)
     if _choose(t, with_store=False) is NOTHING:
         # Whatever keeps the newest from being fetched keeps older ones from it as well.
-        t.set_resuming(retry_at=t.now.mono + storing.RETRY_MIN)
+        t.set_resuming(retry_at=t.now.mono + leasing.RETRY_MIN)
         return
-    _try_again(t, event.id, r.rejected | {s.id for s in t.state.store.listed}, storing.RETRY_MIN)
+    _try_again(t, event.id, r.rejected | {s.id for s in t.state.store.listed}, leasing.RETRY_MIN)
 
 
 def on_fetch_progress(t: Turn, event: on.FetchProgressed) -> None:
@@ -491,8 +491,8 @@ def on_started(t: Turn, event: on.TrainerStarted) -> None:
     t.announce("trainer_started", f"attempt {t.state.attempt} started {origin}", 5, **fields)
     if t.state.attempt > 1:
         t.set(counts=replace(t.state.counts, restarts=t.state.counts.restarts + 1))
-    if local is not None and storing.register_newest(t, local.checkpoints, new=False) is None:
-        storing.hold_again(t)
+    if local is not None and keeping.register_newest(t, local.checkpoints, new=False) is None:
+        keeping.hold_again(t)
     t.set_trainer(first_sequence=t.state.next_sequence)
 
 

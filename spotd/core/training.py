@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core import resuming, storing
+from spotd.core import keeping, resuming, storing
 from spotd.core.restart import backoff, checkpoint_to_blame
 from spotd.core.state import Known, Phase, Turn
 
@@ -225,7 +225,7 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
         return
     if state.interruption is not None:
         t.persist()
-        storing.inspect(t)
+        keeping.inspect(t)
         t.set_interruption(inspection="asked")
         return
     t.persist()
@@ -251,7 +251,7 @@ def _complete(t: Turn) -> None:
     t.set(completed=True, failures=0)
     t.persist()
     t.announce("completed", f"run {t.state.run} is complete", 5)
-    storing.inspect(t)
+    keeping.inspect(t)
     if t.state.interruption is not None:
         t.set_interruption(inspection="asked")
     elif t.state.phase is not Phase.COMPLETED:

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spotd.core.storing import megabytes
+from spotd.core.words import megabytes
 from spotd.errors import SpotdError
 from spotd.testing.stage import Stage, wait_until
 

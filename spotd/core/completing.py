@@ -1,0 +1,51 @@
+"""The end of a run: the last checkpoint, completed.json, the lease, the instance."""
+
+from __future__ import annotations
+
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core import leasing
+from spotd.core.state import Phase, Turn, newest_known, unstored
+
+
+def advance(t: Turn) -> None:
+    """Once the run is complete: the last checkpoint, completed.json, the lease, the instance."""
+    state = t.state
+    if not state.completed or state.trainer is not None or state.resuming is not None:
+        return
+    if not state.completion_safe and state.completion_inspected:
+        last = newest_known(state)
+        if last is None or last.durable or last.stored or last.unsendable:
+            t.set(completion_safe=True)
+            t.persist()
+    if not state.completion_stored:
+        if state.store.status != "open" or not state.completion_inspected:
+            return
+        if unstored(state) or state.store.completing or t.now.mono < state.store.complete_retry_at:
+            return
+        if not leasing.confirmed(t):
+            return
+        t.do(do.StoreCompletion())
+        t.set_store(completing=True)
+        return
+    if not state.finished and state.interruption is None and state.phase is Phase.COMPLETED:
+        t.do(do.ReleaseLease())
+        if t.policy.completion_action != "keep":
+            t.announce(
+                "finishing_instance",
+                f"the run is complete and stored: {t.policy.completion_action} this instance",
+                5,
+            )
+            t.do(do.FinishInstance(t.policy.completion_action))
+        # On record afterwards: asking EC2 twice does no harm, never asking costs money.
+        t.set(finished=True, lease_until_wall=0.0, reason="this run is complete and stored")
+        t.persist()
+
+
+def on_completion_stored(t: Turn, _: on.CompletionStored) -> None:
+    """The run's end is on record on both sides."""
+    if not t.state.store.completing:
+        return
+    t.set_store(completing=False)
+    t.set(completion_stored=True)
+    t.persist()

@@ -1,0 +1,241 @@
+"""Checkpoints on the disk: ids, holds, and what is remembered of them.
+
+An id is on record before anything is stored under it, and means one content for ever. A
+hold is released only when a newer checkpoint is held and durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spotd.core import actions as do
+from spotd.core import events as on
+from spotd.core.checkpoint import LocalCheckpoint, checkpoint_id, parse_checkpoint_id
+from spotd.core.resume import is_newer, newest
+from spotd.core.state import Known, Turn, newest_known
+from spotd.core.words import megabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
+    """The watcher found a whole checkpoint."""
+    if t.state.directory_trouble:
+        t.set(directory_trouble="")
+    trainer = t.state.trainer
+    if trainer is not None and trainer.superseded:
+        t.set(rejected=t.state.rejected | {event.checkpoint.fingerprint})
+        t.persist()
+        return
+    if t.state.resuming is not None and trainer is None:
+        return  # what appears while no trainer runs is what spotd itself puts back
+    register(t, event.checkpoint)
+
+
+def inspect(t: Turn, *, settled: bool = True) -> None:
+    """Asks what the disk holds; `settled` when no trainer runs.
+
+    Only what was written since the last fsync can have been torn by a power loss; what is
+    on record as durable is known to be good, so a boot costs no second read of it.
+    """
+    trusted = tuple(k.fingerprint for k in t.state.known if k.durable)
+    contents = settled and not t.state.contents_checked
+    t.do(do.Inspect(settled=settled, contents=contents, trusted=trusted if contents else ()))
+    t.set(inspections=t.state.inspections + 1)
+
+
+def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
+    """Corrects what is on record: what stands in the directory, what is held."""
+    present = {(c.name, c.fingerprint) for c in event.checkpoints}
+    held = {h.id: h.checkpoint for h in event.held}
+    newest_id = t.state.known[-1].id if t.state.known else None
+    for k in t.state.known:
+        there = (k.name, k.fingerprint) in present
+        # "none" promises nothing, so it cannot be missing either.
+        hold = k.hold if k.id in held or k.hold == "none" else None
+        if k.id in held and hold is None and k.id != newest_id:
+            hold = "link"  # held by a daemon that did not live to say so
+        if k.present != there or k.hold != hold:
+            t.set_known(k.id, present=there, hold=hold)
+    for unknown in sorted(held.keys() - {k.id for k in t.state.known}):
+        _adopt_hold(t, unknown, held[unknown])
+    t.set(older_on_disk=len(event.checkpoints) > 1)
+
+
+def _adopt_hold(t: Turn, hold: str, c: LocalCheckpoint) -> None:
+    """A hold without a record of it: the record was lost, or written before it was made."""
+    parsed = parse_checkpoint_id(hold)
+    if parsed is None:
+        return
+    k = Known(
+        hold, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, c.step,
+        t.now.wall, present=False, hold="link",
+    )  # fmt: skip
+    known = sorted((*t.state.known, k), key=lambda x: x.sequence)
+    t.set(known=tuple(known), next_sequence=max(t.state.next_sequence, parsed[0] + 1))
+
+
+def hold_again(t: Turn) -> None:
+    """Holds what has an id and stands on the disk but is not held (spotd was killed between)."""
+    last = t.state.known[-1] if t.state.known else None
+    if last is None or last.unsendable or last.stored or last.hold is not None or not last.present:
+        return
+    t.do(do.Hold(last.id, last.name, last.fingerprint))
+
+
+def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
+    """Gives a whole checkpoint an id, and has it held. None when it has one already.
+
+    `new`: the trainer that runs wrote it, so it is progress.
+    """
+    state = t.state
+    for k in state.known:
+        if (k.name, k.fingerprint) == (c.name, c.fingerprint) and (k.stored or not k.unsendable):
+            if not k.present:
+                t.set_known(k.id, present=True)
+            return None
+    step = c.step
+    if step is None and state.trainer is not None:
+        step = state.trainer.step
+    sequence = state.next_sequence
+    k = Known(
+        id=checkpoint_id(sequence, c.name),
+        sequence=sequence,
+        name=c.name,
+        kind=c.kind,
+        size=c.size,
+        mtime_ns=c.mtime_ns,
+        fingerprint=c.fingerprint,
+        step=step,
+        created=t.now.wall,
+    )
+    # What stood under this name before is no longer there.
+    for old in state.known:
+        if old.name == c.name and old.present:
+            t.set_known(old.id, present=False)
+    t.set(known=(*t.state.known, k), next_sequence=sequence + 1)
+    if new:
+        _note_progress(t, k)
+    forget_useless(t)
+    t.persist()
+    t.do(do.Hold(k.id, k.name, k.fingerprint))
+    t.announce(
+        "checkpoint_seen",
+        f"checkpoint {k.name} is whole ({megabytes(k.size)})",
+        checkpoint=k.id,
+        **({} if k.step is None else {"step": k.step}),
+    )
+    t.mark("saved")
+    return k
+
+
+def _note_progress(t: Turn, k: Known) -> None:
+    """A checkpoint of a step never reached before: the failures up to it are forgotten.
+
+    One that only says again what an earlier attempt had reached does not count, or a
+    trainer that dies at the same step each time would be started for ever.
+    """
+    trainer = t.state.trainer
+    last = t.state.saved_at
+    if trainer is not None:
+        since = last if last is not None and last >= trainer.started_mono else None
+        t.set(
+            saved_at=t.now.mono,
+            save_every=None if since is None else t.now.mono - since,
+        )
+    t.set_trainer(last_progress=t.now.mono)
+    best = t.state.best_step
+    if k.step is not None and best is not None and k.step <= best:
+        return
+    t.set(failures=0, crashes_from=None, blamed=())
+    if k.step is not None:
+        t.set(best_step=k.step)
+    t.set_trainer(progressed=True)
+
+
+def forget_useless(t: Turn) -> None:
+    """Drops records of checkpoints that are nowhere and will never be needed."""
+    last = t.state.known[-1].id if t.state.known else None
+    stored = max((k.id for k in t.state.known if k.stored), default=None)
+    uploading = t.state.store.upload.id if t.state.store.upload else None
+    kept = tuple(
+        k
+        for k in t.state.known
+        if k.present or k.hold is not None or k.id in (last, stored, uploading)
+    )
+    t.set(known=kept)
+
+
+def register_newest(
+    t: Turn, checkpoints: Iterable[LocalCheckpoint], *, new: bool = True
+) -> Known | None:
+    """Gives an id to the newest checkpoint without one, if it is newer than all with one."""
+    recorded = {(k.name, k.fingerprint) for k in t.state.known if k.stored or not k.unsendable}
+    fresh = newest(
+        c
+        for c in checkpoints
+        if (c.name, c.fingerprint) not in recorded and c.fingerprint not in t.state.rejected
+    )
+    if fresh is None:
+        return None
+    best = newest_known(t.state)
+    if best is not None and not best.unsendable and not is_newer(fresh, best):
+        return None
+    return register(t, fresh, new=new)
+
+
+def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
+    """The trainer deleted or replaced it. What is held or stored stays."""
+    for k in t.state.known:
+        if k.name == event.name and k.present:
+            t.set_known(k.id, present=False)
+    r = t.state.resuming
+    looking = r is not None and r.stage in ("looking", "clearing", "preflight")
+    if r is None or r.local is None or not looking:
+        return
+    if event.name in {c.name for c in r.local.checkpoints}:
+        # What was going to be resumed from may be gone: look again.
+        t.set_resuming(stage="looking", local=None, choice=None, retry_at=None)
+
+
+def on_held(t: Turn, event: on.Held) -> None:
+    """It is safe from the trainer's rotation and overwriting."""
+    if not any(k.id == event.id for k in t.state.known):
+        t.do(do.ReleaseHold(event.id))  # replaced and forgotten while it was being held
+        return
+    t.set_known(event.id, hold=event.mode)
+    release_older_holds(t)
+
+
+def on_hold_failed(t: Turn, event: on.HoldFailed) -> None:
+    """It was gone or changed before it could be held: nothing can be stored under this id."""
+    if not any(k.id == event.id for k in t.state.known):
+        return
+    t.set_known(event.id, unsendable=True)
+    t.announce(
+        "checkpoint_rejected",
+        f"checkpoint {event.id} changed before it could be held: {event.reason}",
+        5,
+        checkpoint=event.id,
+    )
+
+
+def on_durable(t: Turn, event: on.Durable) -> None:
+    """It survives a power cut; older holds are no longer needed."""
+    if not any(k.id == event.id for k in t.state.known):
+        return
+    t.set_known(event.id, durable=True)
+    release_older_holds(t)
+    t.persist()
+
+
+def release_older_holds(t: Turn) -> None:
+    safe = [k.sequence for k in t.state.known if k.hold not in (None, "none") and k.durable]
+    if not safe:
+        return
+    uploading = t.state.store.upload.id if t.state.store.upload else None
+    for k in t.state.known:
+        if k.hold is not None and k.sequence < max(safe) and k.id != uploading:
+            t.do(do.ReleaseHold(k.id))
+            t.set_known(k.id, hold=None)
