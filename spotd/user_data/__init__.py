@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ def _unit() -> str:
     package = Path(__file__).resolve().parent.parent
     for candidate in (
         package.parent / "systemd/spotd.service",
+        Path(sys.prefix) / "share/spotd/spotd.service",
         Path("/usr/lib/systemd/system/spotd.service"),
         Path("/etc/systemd/system/spotd.service"),
     ):

@@ -201,3 +201,4 @@ def test_the_wheel_installs_a_command_that_tells_its_version(tmp_path: Path) -> 
         check=False,
     )
     assert done.stdout.strip() == f"spotd {build.version()}", done.stderr
+    assert (place / "share/spotd/spotd.service").read_text() == UNIT.read_text()
