@@ -294,6 +294,7 @@ def _rate(value: object) -> int:
 TEXT = Kind("text", line)
 FLAG = Kind("`true` or `false`", _flag)
 PRICE = Kind("dollars per hour", _price)
+DISK_PRICE = Kind("dollars per GiB and month", _price)
 WORDS = Kind("text (split as a shell does) or list", _words, shown=False)
 COMMAND = Kind("text (split as a shell does, no shell runs) or list", _command, shown=False)
 RUN_NAME = Kind("name", _run_name)

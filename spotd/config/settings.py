@@ -324,6 +324,11 @@ class CostSettings:
     spot_price: float | None = declare(
         kinds.PRICE, "Dollars per hour as Spot. Without it: looked up.", example=0.42
     )
+    disk_price: float | None = declare(
+        kinds.DISK_PRICE,
+        "Dollars per GiB and month of the volumes. Without it: looked up.",
+        example=0.08,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,46 @@
+"""Puts the bill of a run together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from spotd.bill.prices import configured_prices, look_up
+from spotd.bill.reckoning import Bill, Prices, reckon
+from spotd.bill.records import gather
+from spotd.shell.boot import this_boot
+
+if TYPE_CHECKING:
+    from spotd.config import Settings
+    from spotd.core.ledger import BootRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`bill` None: no boot is on record. `trouble`: what kept the store from answering, or ""."""
+
+    records: tuple[BootRecord, ...]
+    bill: Bill | None
+    prices: Prices = field(default_factory=Prices)
+    trouble: str = ""
+
+
+def bill_of(settings: Settings, *, offline: bool = False) -> Found:
+    """Gathers records and prices, and reckons.
+
+    Args:
+        settings: The run's.
+        offline: Ask no API for prices.
+    """
+    records, error = gather(settings)
+    trouble = "" if error is None else str(error)
+    if not records:
+        return Found((), None, trouble=trouble)
+    look = configured_prices if offline else look_up
+    prices = look(records, settings.cost)
+    boot = this_boot().id
+    here = next((r for r in records if r.boot_id == boot), None)
+    running = None if here is None else (here.instance_id, here.boot_id)
+    bill = reckon(records, prices, now=time.time(), running=running)
+    return Found(tuple(records), bill, prices, trouble)
