@@ -107,8 +107,7 @@ def _trim(lib: Path) -> None:
     for service in data.iterdir():
         if service.is_dir() and service.name not in AWS_SERVICES:
             shutil.rmtree(service)
-    for unused in (lib / "boto3/examples", lib / "psutil/tests"):
-        shutil.rmtree(unused, ignore_errors=True)
+    shutil.rmtree(lib / "boto3/examples", ignore_errors=True)
     # Speed-ups for one Python version of modules that are there in pure Python too.
     for compiled in (lib / "charset_normalizer").glob("*.so"):
         compiled.unlink()
