@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, settings_of
@@ -28,6 +29,12 @@ def run(options: argparse.Namespace) -> int:
     except ConfigError as e:
         Notifier().status(f"configuration: {e.message}")  # the line `systemctl status` shows
         raise
-    from spotd.shell.daemon import Daemon  # noqa: PLC0415 - a wrong configuration starts nothing
+    # From here on: a wrong configuration starts nothing.
+    from spotd.shell.store.early import spawn  # noqa: PLC0415
 
-    return Daemon(settings).run()
+    worker = None
+    with contextlib.suppress(OSError):  # tried again, and told of, when it is needed
+        worker = spawn()  # it gets ready while we do
+    from spotd.shell.daemon import Daemon  # noqa: PLC0415
+
+    return Daemon(settings, worker).run()

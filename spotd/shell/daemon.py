@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from spotd.config import Settings
     from spotd.core.events import Event
+    from spotd.shell.store.early import Spawned
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
 TELLING = 20.0  # seconds people may take to be told before the instance is ended
@@ -77,12 +78,17 @@ def policy_of(settings: Settings) -> Policy:
 class Daemon:
     """One run on one machine.
 
+    Args:
+        settings: The configuration.
+        worker: The store's worker, when it has been started already.
+
     Raises:
         SpotdError: Another spotd runs here, or a directory cannot be made.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker: Spawned | None = None) -> None:
         self.settings = settings
+        self._worker = worker
         self.boot = this_boot()
         self.journal = Journal()
         self.notifier = Notifier()

@@ -7,11 +7,10 @@ when there is something to do and let go after 20 s of nothing to do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import socket
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -19,15 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions, events
+from spotd.shell.store.early import Spawned, spawn
 from spotd.shell.store.settings import StoreConfig, StoreSettings
 from spotd.shell.store.wire import Channel, decode_event
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from spotd.shell.store.source import UploadSource
 
 IDLE = 20.0  # seconds: a save every few minutes should not keep 60 MiB alive in between
+_BRIEF_IDLE = 2.0  # the same after what only comes every few minutes
+_BRIEF = frozenset({"open", "renew", "release"})
 _TICK_MS = 500
 # How long an answer may take before the worker counts as hung (a dead network file system
 # hangs a process beyond all time-outs) and is killed. None: it reports progress itself.
@@ -62,6 +65,8 @@ class _Process:
     connection: socket.socket
     pending: dict[int, _Pending]
     idle_since: float
+    idle_limit: float = IDLE
+    brief: bool = True  # nothing was asked of it yet that more of the same may follow
     over: bool = False
 
 
@@ -77,6 +82,7 @@ class StoreClient:
         owner: (uid, gid) of the trainer, who owns what is fetched; None: as it comes.
         state_directory: For what must survive (`<paths.state>/store`, say).
         post: Takes the events; called from threads of this class, must not block.
+        spare: A worker that has been started already (`spotd.shell.store.early`).
     """
 
     def __init__(  # noqa: PLR0917 - the daemon gives them by name
@@ -89,7 +95,9 @@ class StoreClient:
         owner: tuple[int, int] | None,
         state_directory: str | os.PathLike[str],
         post: Callable[[events.Event], None],
+        spare: Spawned | None = None,
     ) -> None:
+        self._spare = spare
         self._config = {
             "settings": asdict(StoreSettings.of(settings)),
             "run": run,
@@ -108,6 +116,11 @@ class StoreClient:
         self._numbers = 0
         self._closed = False
         self._answered = threading.Condition(self._lock)
+        if spare is not None:
+            # Let go again, like any other, when there is nothing to do. Dead already: the
+            # first action starts another.
+            with self._lock, contextlib.suppress(OSError):
+                self._start()
 
     # --- the core's actions ------------------------------------------------------------
 
@@ -216,6 +229,8 @@ class StoreClient:
             try:
                 process = self._process or self._start()
                 process.pending[number] = pending
+                process.brief = process.brief and do in _BRIEF
+                process.idle_limit = _BRIEF_IDLE if process.brief else IDLE
                 process.channel.send({"number": number, "do": do, **arguments})
             except OSError as error:
                 process_now = self._process
@@ -227,21 +242,8 @@ class StoreClient:
             return number
 
     def _start(self) -> _Process:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # The same modules from the same places, whichever way the daemon found them.
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            try:
-                popen = subprocess.Popen(
-                    [sys.executable, "-m", "spotd.shell.store.worker", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    cwd="/",
-                    env=environment,
-                )
-            except OSError:
-                ours.close()
-                raise
+        popen, ours = self._spare or spawn()
+        self._spare = None
         # A worker that does not read is hung; the deciding loop must not wait for it.
         ours.settimeout(1.0)
         process = _Process(popen, Channel(ours), ours, {}, time.monotonic())
@@ -276,7 +278,7 @@ class StoreClient:
                     self._lost(process, f"the store's worker hangs ({late.do})")
                     return False
                 idle = time.monotonic() - process.idle_since
-                if not process.pending and idle > IDLE:
+                if not process.pending and idle > process.idle_limit:
                     self._let_go(process)
                     return False
             if poll.poll(_TICK_MS):

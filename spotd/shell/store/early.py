@@ -1,0 +1,48 @@
+"""Starts the store's worker process, before the daemon itself is ready if need be.
+
+The worker takes a quarter of a second to be able to do anything, and the daemon as long to
+import its own parts. Started first, it is ready when the daemon is: a boot whose lease has
+run out has to hear the store before it may train.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+
+class Spawned(NamedTuple):
+    """A worker that has been told nothing yet, and our end of the line to it.
+
+    It ends by itself when the connection does, with this process at the latest.
+    """
+
+    popen: subprocess.Popen[bytes]
+    connection: socket.socket
+
+
+def spawn() -> Spawned:
+    """Starts a worker; returns at once.
+
+    Raises:
+        OSError: There is no memory or no process to be had.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # The same modules from the same places, whichever way the daemon found them.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "spotd.shell.store.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                env=environment,
+            )
+        except OSError:
+            ours.close()
+            raise
+    return Spawned(popen, ours)
