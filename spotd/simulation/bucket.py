@@ -48,8 +48,7 @@ class Bucket:
         lease = self.lease
         if lease is not None and lease.holder != holder and lease.until > now:
             return None
-        if lease is None or lease.holder != holder or lease.until <= now:
-            self.generation += 1
+        self.generation += 1
         self.lease = Lease(holder, self.generation, now + self.model.lease_seconds)
         return self.lease
 

@@ -1,4 +1,4 @@
-"""One life of spotd: an inbox, the core, and its actions in order; it can be killed between any two.
+"""One life of spotd: an inbox, the core, its actions in order; it can be killed between any two.
 
 Nothing here decides. A simulated daemon differs from the real one in its hands only.
 """
@@ -63,9 +63,9 @@ class Daemon:
             what(*args)
 
     def die(self) -> None:
-        """kill -9, or the end: its threads stop where they are, the trainer lives on."""
+        """Ends, by kill -9 or by itself: its threads stop where they are, the trainer lives on."""
         self.alive = False
-        self.hands.drop()
+        self.hands.remote.drop()
         if self.machine.daemon is self:
             self.machine.daemon = None
 
@@ -109,7 +109,7 @@ class Daemon:
         if after.phase is not before.phase:
             self.world.phases.add((before.phase, after.phase))
             self.world.trace.phase(before.phase, after.phase, after.reason)
-        self.world.oracle.decided(self, before, after, actions)
+        self.world.oracle.decided(before, after)
         touched = False
         for action in actions:
             if type(action) not in WORDS:

@@ -17,8 +17,18 @@ WRITEBACK = 35.0  # seconds after which the kernel has written a page out by its
 class File:
     """One checkpoint's bytes. `torn` is what its structure shows, `garbled` only its content."""
 
-    __slots__ = ("content", "durable", "fingerprint", "mtime", "name", "poisoned", "size", "step",
-                 "torn", "garbled")  # fmt: skip
+    __slots__ = (
+        "content",
+        "durable",
+        "fingerprint",
+        "garbled",
+        "mtime",
+        "name",
+        "poisoned",
+        "size",
+        "step",
+        "torn",
+    )  # fmt: skip
 
     def __init__(self, name: str, step: int, size: int, mtime: float, fingerprint: str) -> None:
         self.name = name
@@ -55,7 +65,8 @@ class File:
 class Disk:
     """The checkpoint directory, the holds, the record; volatile and durable."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         self.files: dict[str, File] = {}
         self.holds: dict[str, File] = {}
         self.aside: dict[str, File] = {}
@@ -68,7 +79,7 @@ class Disk:
     def fingerprint(self) -> str:
         """Returns one that no other content has."""
         self._written += 1
-        return f"f{self._written}"
+        return f"{self._name}f{self._written}"
 
     def begin(self, name: str, step: int, size: int, wall: float) -> File:
         """A write straight to its final name begins: whatever stood there is gone."""

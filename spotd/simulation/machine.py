@@ -53,7 +53,7 @@ class Machine:
         self.name = name
         self.instance_id = f"i-{name}"
         self.replacements = 0
-        self.disk = Disk()
+        self.disk = Disk(self.instance_id)
         self.imds = Imds()
         self.trainer: Trainer | None = None
         self.daemon: Daemon | None = None
@@ -151,7 +151,7 @@ class Machine:
         self.instance_id = f"i-{self.name}{self.replacements}"
         if not keep_disk:
             self.world.oracle.disk_lost(self)
-            self.disk = Disk()
+            self.disk = Disk(self.instance_id)
         self.imds.clear()
         self.clock.after(down, self.boot)
 
@@ -168,7 +168,7 @@ class Machine:
     # --- spotd -----------------------------------------------------------------------
 
     def start_daemon(self) -> None:
-        """systemd starts spotd, once."""
+        """Has systemd start spotd, once."""
         if not self.up or self.daemon is not None:
             return
         daemon = self.daemon = Daemon(self)
@@ -183,7 +183,7 @@ class Machine:
         daemon.begin(on.Started(record, boot, boot_id, self.instance_id, found, self.booted))
 
     def kill_daemon(self) -> None:
-        """kill -9; systemd starts it again."""
+        """Kills it with -9; systemd starts it again."""
         if self.daemon is None:
             return
         self.world.trace.world("spotd is killed")

@@ -13,7 +13,6 @@ from spotd.core.state import Phase
 
 if TYPE_CHECKING:
     from spotd.core import actions as do
-    from spotd.core.actions import Action
     from spotd.core.state import State
     from spotd.simulation.daemon import Daemon
     from spotd.simulation.disk import File
@@ -165,7 +164,7 @@ class Oracle:
     def durable(
         self, machine: Machine, checkpoint_id: str, held: File | None, file: File | None
     ) -> None:
-        """spotd is told that this one survives a power cut."""
+        """Hears spotd being told that this one survives a power cut."""
         for one in (held, file):
             if one is not None:
                 order = self._order.get(one.content, -1)
@@ -177,7 +176,7 @@ class Oracle:
                 self._durable[machine.name] = (order, checkpoint_id)
 
     def stored(self, machine: Machine, action: do.Upload, file: File) -> None:
-        """spotd is told that this one is in the store."""
+        """Hears spotd being told that this one is in the store."""
         if self.world.bucket.mood == "lying":
             return
         if not self.world.bucket.restorable(action.id):
@@ -223,9 +222,7 @@ class Oracle:
         if not (daemon.state.completed and self.world.bucket.completed):
             self.broken("never powered off", "the instance is ended before the run is complete")
 
-    def decided(
-        self, daemon: Daemon, before: State, after: State, actions: tuple[Action, ...]
-    ) -> None:
+    def decided(self, before: State, after: State) -> None:
         """One decision was made."""
         if after.completed and not before.completed and after.phase is not Phase.COMPLETED:
             self.completed_by_trainer = True
@@ -311,5 +308,5 @@ class Oracle:
                 self.broken("rest", "the run is complete and the store does not know")
         bucket = self.world.bucket
         held = set(machine.disk.holds)
-        if len(held) > 3 + bool(state.store.upload):  # noqa: PLR2004
+        if len(held) > 3 + bool(state.store.upload):
             self.broken("holds", f"{len(held)} holds are left on the disk")

@@ -199,5 +199,7 @@ def _png(report: Report, path: Path) -> None:
     below.set_xticklabels([duration(o.interval) for o in report.sweep])
     below.minorticks_off()
     below.legend()
-    below.set(title="goodput over the interval between saves", xlabel="save every", ylabel="goodput")
+    below.set(
+        title="goodput over the interval between saves", xlabel="save every", ylabel="goodput"
+    )
     figure.savefig(path)

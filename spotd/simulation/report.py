@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from spotd.simulation.replay import best, daly, young
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from spotd.simulation.replay import Job, Outcome
     from spotd.simulation.trace import Trace
 

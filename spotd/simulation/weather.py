@@ -55,7 +55,7 @@ def schedule_from(seed: int) -> Schedule:
     span = setup.boot_seconds + trainer.import_seconds + length
     count = random.choice((1, 2, 3, 3, 4, 5, 7))
     moments = sorted(random.uniform(0.0, 1.2 * span) for _ in range(count))
-    weather = tuple(_weather(random, at, setup) for at in moments)
+    weather = tuple(_weather(random, at) for at in moments)
     return Schedule(setup, weather, until=1.2 * span + 200.0, settle=SETTLE)
 
 
@@ -175,7 +175,7 @@ _NAMES = list(KINDS)
 _WEIGHTS = [weight for weight, _ in KINDS.values()]
 
 
-def _weather(random: Random, at: float, setup: Setup) -> Weather:
+def _weather(random: Random, at: float) -> Weather:
     what = random.choices(_NAMES, _WEIGHTS)[0]
     how = KINDS[what][1](random)
     return Weather(round(at, 3), what, how)
@@ -186,7 +186,7 @@ def faults(schedule: Schedule, *, story: bool = False) -> tuple[list[str], World
     world = World(schedule, story=story)
     try:
         world.run()
-    except Exception:  # a defect may raise anything; it is what is looked for
+    except Exception:  # noqa: BLE001 - a defect may raise anything; it is what is looked for
         return [f"raised: {traceback.format_exc(limit=-3)}"], world
     return world.oracle.violations, world
 

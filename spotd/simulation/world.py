@@ -145,6 +145,7 @@ class World:
 
     def do_notice(
         self,
+        *,
         action: str = "stop",
         seconds: float = 120.0,
         stop: str = "cut",
@@ -226,7 +227,7 @@ class World:
             m.replace(down, keep_disk=keep_disk)
 
     def do_kill_daemon(self, machine: int = 0) -> None:
-        """kill -9."""
+        """Kills spotd with -9."""
         self._machine(machine).kill_daemon()
 
     def do_hang_daemon(self, seconds: float = 10.0, machine: int = 0) -> None:
@@ -340,7 +341,7 @@ class World:
         """The preflight command fails for a while."""
         m = self._machine(machine)
         m.preflight_ok = False
-        self.clock.after(seconds, setattr, m, "preflight_ok", True)  # noqa: FBT003
+        self.clock.after(seconds, setattr, m, "preflight_ok", True)
 
     def do_store(self, mood: str = "down", seconds: float | None = 300.0) -> None:
         """The store is "down", "slow", "lying" or "ok"."""
@@ -355,11 +356,11 @@ class World:
         self.clock.after(seconds, self._set_mood, m, "network", "ok")
 
     def _set_mood(self, whose: object, name: str, mood: str) -> None:
-        hands = [m.daemon.hands for m in self.machines if m.daemon is not None]
-        for one in hands:
+        links = [m.daemon.hands.remote for m in self.machines if m.daemon is not None]
+        for one in links:
             one.pause()
         setattr(whose, name, mood)
-        for one in hands:
+        for one in links:
             one.go_on()
 
     def do_damage(self) -> None:
