@@ -378,6 +378,10 @@ def step_time(arena: Arena, server) -> None:
         os.environ["AWS_CA_BUNDLE"] = server.certificate
     import queue
 
+    # A real server's work is done elsewhere: here it must not count as ours.
+    os.setpriority(os.PRIO_PROCESS, server.process.pid, 19)
+    for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
     print(f"\nstep time of {os.cpu_count()} CPU-bound processes, {server.name}")
     ratios = []
     for number in range(3):
