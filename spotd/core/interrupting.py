@@ -133,11 +133,14 @@ def _on_notice(t: Turn, action: str, time: float | None) -> None:
         # (its time stood still, poll after poll) a new time in the future is a new one.
         if not (jumped and time is not None and time > t.now.wall):
             return
-    deadline = plan_deadline(action, time, t.now.wall, t.state.booted)
+    # What was not there at an earlier poll has just come, whatever its time says: the clock
+    # may have jumped. Only what was there from the first poll on can be history.
+    fresh = seen is None and t.state.metadata.last_ok is not None
+    deadline = plan_deadline(action, time, t.now.wall, 0.0 if fresh else t.state.booted)
     i = t.state.interruption
     carried_over = i is not None and i.source == "notice" and seen is None and i.action == action
     overdue = time is not None and t.now.wall - time > t.policy.not_carried_out_after and i is None
-    if deadline.history or overdue:
+    if deadline.history or (overdue and not fresh):
         t.set_metadata(notice=Notice(action, time, ignored=True))
         t.announce("notice_ignored", f"an old {action} notice is still in the metadata: history")
         return

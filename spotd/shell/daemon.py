@@ -92,8 +92,14 @@ class Daemon:
         self.boot = this_boot()
         self.journal = Journal()
         self.notifier = Notifier()
-        self._lock = _take_lock(settings.paths.runtime)
         self._own = _private_directory(settings.paths.state / settings.run)
+        _private_directory(settings.paths.runtime)
+        # Two spotd never run one trainer, whatever paths they were given.
+        self._locks = [
+            *_lock_file(settings.paths.runtime / "lock"),
+            *_lock_file(self._own / "lock"),
+            *_lock_directory(settings.checkpoints.directory),
+        ]
         self.history = History(self._own / "history.jsonl")
         self.watcher: MetadataWatcher
         self.observer: Observer | None = None
@@ -428,22 +434,37 @@ def _private_directory(path: Path) -> Path:
     return path
 
 
-def _take_lock(runtime: Path) -> int:
-    """Two spotd never run one trainer; the lock goes with the process, however it ends."""
-    _private_directory(runtime)
+def _lock_file(path: Path) -> list[int]:
+    """Takes a lock that goes with the process, however it ends."""
     try:
-        fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
         raise SpotdError(
-            f"cannot open {runtime / 'lock'}: {e.strerror}",
-            hint="run as root, or set paths.runtime to a place of your own",
+            f"cannot open {path}: {e.strerror}",
+            hint="run as root, or set paths.state and paths.runtime to places of your own",
         ) from e
+    return [_flock(fd, path.parent)]
+
+
+def _lock_directory(path: Path) -> list[int]:
+    """Locks the checkpoint directory itself, if it is there yet; nothing is written to it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return []  # looked after, and told of, by those who need it
+    return [_flock(fd, path)]
+
+
+def _flock(fd: int, path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+    except BlockingIOError as e:
         os.close(fd)
         raise SpotdError(
-            f"another spotd runs with {runtime}",
-            hint="`spotd status` asks it; for a second run set paths.runtime and paths.state",
+            f"another spotd runs with {path}",
+            hint="`spotd status` asks it; a second run needs its own paths.state, paths.runtime "
+            "and checkpoint directory",
         ) from e
+    except OSError:
+        return fd  # a file system without locks: the other ones hold
     return fd

@@ -105,7 +105,6 @@ def test_without_systemd_it_is_pid_1_and_drains_on_sigterm(
     assert training.step > 0
 
 
-@pytest.mark.xfail(reason="only the trainer's own tree is reaped", strict=False)
 def test_as_pid_1_it_buries_everybodys_orphans(training: Training, cloud: Cloud) -> None:
     training.configure()
     cloud.address(training.instance.name)
