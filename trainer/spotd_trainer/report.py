@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,9 +48,11 @@ class Reporter:
         *,
         total_steps: int | None = None,
         epoch: int | None = None,
-        loss: float | None = None,
+        loss: Any = None,
     ) -> None:
-        """Report the step; what is None is left out."""
+        """Report the step; what is None is left out. `loss`: a number or a tensor of one."""
+        if loss is not None:
+            loss = float(loss.detach() if hasattr(loss, "detach") else loss)
         values = {"STEP": step, "TOTAL_STEPS": total_steps, "EPOCH": epoch, "LOSS": loss}
         self._next = time.monotonic() + self._interval
         self._send([f"{key}={value}" for key, value in values.items() if value is not None])

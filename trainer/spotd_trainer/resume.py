@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spotd_trainer.errors import CheckpointError, TornCheckpointError
+from spotd_trainer.errors import TornCheckpointError
 from spotd_trainer.files import find_checkpoints, step_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def candidates(directory: Path, named: str | None, ranks: Alone | Ranks) -> list
 
 
 def resume(
-    paths: list[Path], ranks: Alone | Ranks, layout_for: Callable[[bool], Layout]
+    paths: list[Path], ranks: Alone | Ranks, layout_for: Callable[..., Layout]
 ) -> tuple[Path, dict[str, Any]] | None:
     """Load the first whole one of `paths`; None when there are none. Collective.
 
@@ -53,7 +53,7 @@ def resume(
     """
     torn: TornCheckpointError | None = None
     for path in paths:
-        layout = layout_for(any(ranks.share(path.is_dir())))
+        layout = layout_for(path, directory=any(ranks.share(path.is_dir())))
         try:
             state = layout.read(path)
         except TornCheckpointError as error:
@@ -71,15 +71,6 @@ def resume(
             hint="no whole checkpoint is left; move the torn ones away to begin at step 0",
         )
     return None
-
-
-def refuse_file(path: Path) -> CheckpointError:
-    """For a model in shards that is given one file."""
-    return CheckpointError(
-        path,
-        "expected a directory of shards, found a file",
-        hint="the model is sharded, the saved one was not",
-    )
 
 
 def _warn_of_differences(path: Path, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -13,17 +14,16 @@ from spotd_trainer.agreement import Alone, Ranks, Wish, agree
 from spotd_trainer.errors import CheckpointError, Interrupted
 from spotd_trainer.files import remove_leftovers
 from spotd_trainer.interval import AutoInterval, Cost
+from spotd_trainer.layouts import layout_to_read, layout_to_write
 from spotd_trainer.leave import exit_status
 from spotd_trainer.meter import Meter
 from spotd_trainer.parts import Parts, as_list
 from spotd_trainer.position import Position
 from spotd_trainer.report import Reporter
-from spotd_trainer.resume import candidates, refuse_file, resume
+from spotd_trainer.resume import candidates, resume
 from spotd_trainer.saver import Saver
 from spotd_trainer.signals import StopFlag
 from spotd_trainer.snapshot import Snapshot, Stager
-from spotd_trainer.state import unwrap
-from spotd_trainer.whole import WholeLayout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -160,7 +160,7 @@ class Session:
 
     def __enter__(self) -> Self:
         self._ranks = agree()
-        self._layout = self._choose_layout()
+        self._layout = layout_to_write(self._parts, self._ranks)
         first = self._ranks.rank == 0
         self._saver = Saver(
             self._layout, self.directory, self._reporter, keep=self._keep, first_rank=first
@@ -266,25 +266,10 @@ class Session:
             self._saver.wait()
             self._start_save()
 
-    def _choose_layout(self) -> Layout:
-        # Imported late: DCP takes a second to import, and most runs do not need it.
-        if any(hasattr(p, "_local_tensor") for p in unwrap(self._parts.model).parameters()):
-            return self._sharded()
-        return WholeLayout(self._parts, self._ranks)
-
-    def _sharded(self) -> Layout:
-        from spotd_trainer.sharded import ShardedLayout  # noqa: PLC0415 - a second
-
-        return ShardedLayout(self._parts, self._ranks)
-
     def _resume(self) -> None:
-        def layout_for(directory: bool) -> Layout:
-            if not directory and not isinstance(self._layout, WholeLayout):
-                raise refuse_file(paths[0])
-            return self._sharded() if directory else self._layout
-
         paths = candidates(self.directory, self._named, self._ranks)
-        found = resume(paths, self._ranks, layout_for)
+        layouts = functools.partial(layout_to_read, self._layout, self._parts, self._ranks)
+        found = resume(paths, self._ranks, layouts)
         if found is not None:
             self.resumed_from, state = found
             self.step = self._whole_step = self._started_step = state["step"]
@@ -297,7 +282,7 @@ class Session:
                 self.step,
                 total_steps=self.total_steps,
                 epoch=self.epoch,
-                loss=_number(loss),
+                loss=loss,
             )
 
     def _consult(self) -> int:
@@ -418,9 +403,3 @@ class Session:
         self._reporter.stopping()
         if self._on_stop == "exit":
             raise Interrupted(exit_status(number), step=self.step, checkpoint=self.last_checkpoint)
-
-
-def _number(loss: Any) -> float | None:
-    if loss is None:
-        return None
-    return float(loss.detach()) if hasattr(loss, "detach") else float(loss)
