@@ -77,11 +77,21 @@ def _adopt_hold(t: Turn, hold: str, c: LocalCheckpoint) -> None:
 
 
 def hold_again(t: Turn) -> None:
-    """Holds what has an id and stands on the disk but is not held (spotd was killed between)."""
+    """Holds the newest again where that was not finished: spotd was killed in between.
+
+    `Hold` of what is held already is answered at once, and makes it durable.
+    """
     last = t.state.known[-1] if t.state.known else None
-    if last is None or last.unsendable or last.stored or last.hold is not None or not last.present:
+    if last is None or last.unsendable or last.stored or not last.present:
         return
-    t.do(do.Hold(last.id, last.name, last.fingerprint))
+    if (last.hold is None or not last.durable) and last.id not in t.state.holding:
+        _hold(t, last)
+
+
+def _hold(t: Turn, k: Known) -> None:
+    ids = {known.id for known in t.state.known}
+    t.set(holding=(t.state.holding & ids) | {k.id})
+    t.do(do.Hold(k.id, k.name, k.fingerprint))
 
 
 def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
@@ -119,7 +129,7 @@ def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
         _note_progress(t, k)
     forget_useless(t)
     t.persist()
-    t.do(do.Hold(k.id, k.name, k.fingerprint))
+    _hold(t, k)
     t.announce(
         "checkpoint_seen",
         f"checkpoint {k.name} is whole ({megabytes(k.size)})",
@@ -231,6 +241,7 @@ def on_durable(t: Turn, event: on.Durable) -> None:
 
 
 def release_older_holds(t: Turn) -> None:
+    """Lets go of what is older than the newest that is held and durable."""
     safe = [k.sequence for k in t.state.known if k.hold not in (None, "none") and k.durable]
     if not safe:
         return
@@ -239,3 +250,4 @@ def release_older_holds(t: Turn) -> None:
         if k.hold is not None and k.sequence < max(safe) and k.id != uploading:
             t.do(do.ReleaseHold(k.id))
             t.set_known(k.id, hold=None)
+            t.set(holding=t.state.holding - {k.id})

@@ -53,7 +53,8 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         elif k.sequence > top:
             if k.stored:
                 _not_there(t, k)
-            t.set_known(k.id, stored=False)
+                t.set_known(k.id, stored=False)
+                keeping.hold_again(t)
         elif not k.stored:
             t.set_known(k.id, unsendable=True)
     if event.completed and not t.state.completed:
@@ -61,10 +62,12 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
     _supersede(t, event)
     trainer = t.state.trainer
     if trainer is not None and not trainer.superseded:
-        if any(k.unsendable and k.present for k in t.state.known):
+        t.set_trainer(blind=False)  # from here on nobody else can get ahead of it
+        ours = {k.id for k in t.state.known}
+        foreign = bool(event.stored) and event.stored[-1].id not in ours
+        if foreign and any(k.unsendable and k.present for k in t.state.known):
             # Ids given without knowing the store: what they named gets new ones.
             keeping.inspect(t, settled=False)
-        keeping.hold_again(t)
     t.persist()
 
 
@@ -83,7 +86,7 @@ def confirmed(t: Turn) -> bool:
     newest = sorted(store.listed, key=lambda s: s.sequence)[-max(1, t.policy.keep) :]
     if all(s.id in store.confirmed for s in newest):
         return True
-    if not store.opening:
+    if not store.opening and store.upload is None:
         t.do(do.OpenStore())
         t.set_store(opening=True)
     return False
@@ -112,6 +115,8 @@ def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
         return False
     if top.step is not None and trainer.step is not None and top.step <= trainer.step:
         return False
+    if any(k.id == top.id and k.sequence >= trainer.first_sequence for k in t.state.known):
+        return False  # it is what this trainer has saved
     origin = trainer.resumed_from
     base = next((k for k in t.state.known if origin in (k.id, k.fingerprint)), None)
     if base is None:
@@ -152,7 +157,7 @@ def on_renewed(t: Turn, event: on.LeaseRenewed) -> None:
 
 def on_refused(t: Turn, event: on.LeaseRefused) -> None:
     """Another machine trains this run."""
-    if not (t.state.store.opening or t.state.store.renewing):
+    if not (t.state.store.opening or t.state.store.renewing or t.state.store.status == "open"):
         return
     had = t.state.store.status == "open"
     news = t.state.store.holder != event.holder
@@ -241,18 +246,21 @@ def trouble(t: Turn, reason: str, hint: str) -> None:
 
 
 def store_answers(t: Turn) -> None:
+    """Says that the store answers again, if it had been said that it did not."""
     if t.state.store.announced:
         t.announce("store_back", "the store answers again", 5)
     t.set_store(failures=0, reason="", hint="", announced=False)
 
 
 def delay(t: Turn, failures: int) -> float:
+    """Returns the seconds until the next try after so many that failed."""
     if t.state.interruption is not None:
         return RETRY_URGENT
     return float(min(RETRY_MAX, RETRY_MIN * 2.0 ** min(max(failures - 1, 0), 10)))
 
 
 def stop_upload(t: Turn) -> None:
+    """Breaks the upload under way off; what has been sent is kept for later."""
     upload = t.state.store.upload
     if upload is not None and not upload.stopping:
         t.do(do.StopUploads())

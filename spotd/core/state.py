@@ -310,6 +310,7 @@ class State:
     lease_generation: int = 0
     checkpoint_requests: tuple[tuple[int, int], ...] = ()
     held: tuple[HeldCheckpoint, ...] = ()
+    holding: frozenset[str] = frozenset()  # `Hold` was asked for in the life of this daemon
     inspections: int = 0  # asked for and not yet answered
     contents_checked: bool = False  # nothing of this boot's disk can be torn unseen
 

@@ -141,8 +141,8 @@ def advance(t: Turn) -> None:
     if store.renew_at is not None and now >= store.renew_at and not store.renewing:
         t.do(do.RenewLease())
         t.set_store(renewing=True)
-    _pump(t)
     _retain(t)
+    _pump(t)
 
 
 def _pump(t: Turn) -> None:
@@ -163,6 +163,8 @@ def _pump(t: Turn) -> None:
         return
     if store.upload_retry_at is not None and t.now.mono < store.upload_retry_at:
         return
+    if store.opening:
+        return  # a new generation is on its way, and what is sent under the old one is refused
     t.do(_upload_of(t, waiting, urgent=i is not None))
     t.set_store(upload=Upload(waiting.id, waiting.sequence, waiting.size, t.now.mono))
     t.mark("upload started")

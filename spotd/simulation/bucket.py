@@ -52,12 +52,12 @@ class Bucket:
         self.lease = Lease(holder, self.generation, now + self.model.lease_seconds)
         return self.lease
 
-    def renew(self, holder: str, now: float) -> bool:
-        """Renews the lease where it is still this holder's."""
+    def renew(self, holder: str, generation: int, now: float) -> bool:
+        """Renews the lease where it is still this one, also after it has run out."""
         lease = self.lease
-        if lease is None or lease.holder != holder:
+        if lease is not None and (lease.holder, lease.generation) != (holder, generation):
             return False
-        lease.until = now + self.model.lease_seconds
+        self.lease = Lease(holder, generation, now + self.model.lease_seconds)
         return True
 
     def release(self, holder: str) -> None:

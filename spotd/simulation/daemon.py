@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spotd.simulation.machine import Machine
+    from spotd.simulation.world import World
 
 # Killed before one of these, the world is as it is when killed before what comes after it.
 WORDS = frozenset({do.Announce, do.SyncJournal, do.Reply, do.WarmStore})
@@ -32,7 +33,7 @@ class Daemon:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.clock = machine.clock
-        self.world = machine.world
+        self.world: World = machine.world
         self.state = State(policy=machine.world.setup.policy, run="run")
         self.alive = True
         self.hung_since: float | None = None

@@ -101,10 +101,10 @@ class Oracle:
         if machine.trainer is not None:
             self.broken("one trainer", f"attempt {action.attempt} while another one lives")
             return
-        if daemon.state.completed or self.completed_by_trainer:
-            known = daemon.state.completed or self.world.bucket.completed
-            if known and machine.store_mood() == "ok" and daemon.state.store.status == "open":
-                self.broken("completed", "a complete run is trained again")
+        known = daemon.state.completed or self.world.bucket.completed
+        told = machine.store_mood() == "ok" and daemon.state.store.status == "open"
+        if self.completed_by_trainer and known and told:
+            self.broken("completed", "a complete run is trained again")
         disk = machine.disk
         file = None if action.resume_from is None else disk.files.get(action.resume_from)
         if self.world.clock.mono - self.meddled_at < 1.0:
@@ -113,11 +113,17 @@ class Oracle:
             what = "is not there" if file is None else "is torn"
             self.broken("never from what is not whole", f"{action.resume_from} {what}")
             return
-        lease, store = self.world.bucket.lease, daemon.state.store
-        if store.status == "open" and (lease is None or lease.holder != machine.instance_id):
-            if lease is not None and lease.until > self.world.clock.mono:
-                self.broken("one machine", f"started while {lease.holder} has the lease")
+        self._judge_lease(daemon)
         self._judge_choice(daemon, file)
+
+    def _judge_lease(self, daemon: Daemon) -> None:
+        machine = daemon.machine
+        lease, store = self.world.bucket.lease, daemon.state.store
+        others = lease is not None and lease.holder != machine.instance_id
+        if lease is None or not others or store.status != "open":
+            return
+        if lease.until > self.world.clock.mono:
+            self.broken("one machine", f"started while {lease.holder} has the lease")
 
     def _judge_choice(self, daemon: Daemon, file: File | None) -> None:
         machine, state = daemon.machine, daemon.state
@@ -303,10 +309,9 @@ class Oracle:
             self.broken("rest", f"{machine.instance_id} is restoring and does not say why")
         elif state.phase is Phase.RUNNING and machine.trainer is None:
             self.broken("rest", f"{machine.instance_id} says running, and nothing runs")
-        elif state.phase is Phase.COMPLETED and machine.store_mood() == "ok":
-            if not self.world.bucket.completed and state.store.status != "refused":
-                self.broken("rest", "the run is complete and the store does not know")
-        bucket = self.world.bucket
+        untold = not self.world.bucket.completed and state.store.status != "refused"
+        if state.phase is Phase.COMPLETED and machine.store_mood() == "ok" and untold:
+            self.broken("rest", "the run is complete and the store does not know")
         held = set(machine.disk.holds)
         if len(held) > 3 + bool(state.store.upload):
             self.broken("holds", f"{len(held)} holds are left on the disk")

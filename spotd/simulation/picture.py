@@ -1,4 +1,4 @@
-"""Replays as a picture: steps over time, and goodput over the interval between saves.
+"""Replays as a picture: steps over time, goodput over the interval between saves.
 
 SVG is written by hand: a picture must not need a plotting library. PNG does, and says so.
 """
@@ -117,16 +117,12 @@ def svg(report: Report) -> str:
     second = _goodput(report, top=50 + HEIGHT + GAP + 20)
     height = 50 + 2 * HEIGHT + 2 * GAP + 20
     width = LEFT + WIDTH + 40
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" font-family="system-ui, sans-serif">',
-            f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-            *first.parts,
-            *second.parts,
-            "</svg>\n",
-        ]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="system-ui, sans-serif">'
     )
+    page = f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+    return "\n".join([head, page, *first.parts, *second.parts, "</svg>\n"])
 
 
 def _timeline(report: Report, top: int) -> Chart:

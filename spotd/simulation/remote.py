@@ -98,10 +98,8 @@ class Remote(Part):
 
     def _renewed(self) -> None:
         now = self.daemon.clock.mono
-        if (
-            self.bucket.renew(self.machine.instance_id, now)
-            or self.bucket.acquire(self.machine.instance_id, now) is not None
-        ):
+        generation = self.daemon.state.store.generation
+        if self.bucket.renew(self.machine.instance_id, generation, now):
             self.daemon.post(on.LeaseRenewed(self.bucket.model.lease_seconds))
         else:
             self._refused(now)
@@ -187,9 +185,8 @@ class Remote(Part):
             self._upload_fails(sending)
             return
         lease = self.bucket.lease
-        if lease is None or (lease.holder, lease.generation) != (
-            self.machine.instance_id, action.generation,
-        ):  # fmt: skip
+        mine = (self.machine.instance_id, action.generation)
+        if lease is None or (lease.holder, lease.generation) != mine:
             self._upload_fails(sending, "the lease of this run is not ours any more")
             return
         disk = self.machine.disk

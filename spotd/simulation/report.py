@@ -96,20 +96,19 @@ def as_text(report: Report) -> str:
               "window", "cost", "saved")  # fmt: skip
     rows = [titles, *(_row(o, report) for o in (*report.sweep, report.naive))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    table = [
-        "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]  # fmt: skip
+    table = ["  ".join(map(_aligned, row, widths, range(len(row)))).rstrip() for row in rows]
     gained = chosen.useful_seconds - report.naive.useful_seconds
     more = "more" if gained >= 0 else "less"
-    tail = [
-        f"best: save every {duration(chosen.interval)} (Young says "
-        f"{duration(young(job.save_seconds, trace.seconds_between))}, Daly "
-        f"{duration(daly(job.save_seconds, trace.seconds_between))}: they reckon without a notice)",
+    theory = [duration(f(job.save_seconds, trace.seconds_between)) for f in (young, daly)]
+    first = (
+        f"best: save every {duration(chosen.interval)} (Young says {theory[0]}, Daly {theory[1]}: "
+        "they reckon without a notice)"
+    )
+    second = (
         f"spotd trains {duration(abs(gained))} {more} than saving every "
-        f"{duration(report.naive.interval)} without a handler, in the same time on the instance",
-    ]
-    return "\n".join([head, "", *table, "", *tail])
+        f"{duration(report.naive.interval)} without a handler, in the same time on the instance"
+    )
+    return "\n".join([head, "", *table, "", first, second])
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

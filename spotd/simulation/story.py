@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.checkpoint import LocalCheckpoint
+from spotd.simulation.clock import EPOCH
 
 if TYPE_CHECKING:
     from spotd.core.state import Phase
@@ -116,7 +117,7 @@ def _value(name: str, value: Any) -> str:
         return f"trainer={value.pid}"
     if isinstance(value, float):
         # Wall clock times are written as time within the world.
-        return f"{name}={value - 1.75e9:.1f}" if value > 1e9 else f"{name}={value:g}"
+        return f"{name}={value - EPOCH:.1f}" if value > EPOCH / 2 else f"{name}={value:g}"
     if isinstance(value, tuple):
         return f"{name}=[{', '.join(_item(x) for x in value)}]"
     return str(value) if name in ("id", "name", "reason", "purpose", "boot") else f"{name}={value}"

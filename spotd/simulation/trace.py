@@ -55,7 +55,9 @@ def read_trace(path: Path) -> Trace:
     metadata = found.get("metadata") if isinstance(found, dict) else None
     gap = metadata.get("gap_seconds") if isinstance(metadata, dict) else None
     data = found.get("data") if isinstance(found, dict) else None
-    if not (_is_number(gap) and gap > 0 and isinstance(data, list) and data):
+    if not isinstance(gap, (int, float)) or isinstance(gap, bool) or gap <= 0:
+        raise SpotdError(f"{path} is not a trace of Spot capacity", hint=HINT)
+    if not isinstance(data, list) or not data:
         raise SpotdError(f"{path} is not a trace of Spot capacity", hint=HINT)
     if not all(_is_number(n) for n in data):
         raise SpotdError(f"{path} has something in `data` that is no number", hint=HINT)

@@ -316,28 +316,32 @@ def main(argv: list[str] | None = None) -> int:
 
     def progress(tally: Tally) -> None:
         if sys.stderr.isatty():
-            print(f"\r{tally.schedules} schedules", end="", file=sys.stderr)
+            sys.stderr.write(f"\r{tally.schedules} schedules")
 
     tally = play_many(args.schedules, args.seed, workers=args.workers, on_progress=progress)
     seconds = time.perf_counter() - begin
-    print(
+    _say(
         f"{tally.schedules} schedules, {tally.seconds / 86400 / 365.25:.1f} years of Spot, "
         f"{tally.steps} decisions in {seconds:.0f} s, {len(tally.failed)} failed"
     )
-    print(coverage(tally.phases))
+    _say(coverage(tally.phases))
     for seed, found in tally.failed:
-        print(f"seed {seed}: {found[0]}")
+        _say(f"seed {seed}: {found[0]}")
     if tally.failed:
-        print(explain(min(tally.failed)[0]))
+        _say(explain(min(tally.failed)[0]))
     return 1 if tally.failed else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def _tell(seed: int, *, whole: bool) -> int:
     found, world = faults(schedule_from(seed), story=True)
     if found and not whole:
-        print(explain(seed))
+        _say(explain(seed))
     else:
-        print(world.trace.text(), *found, sep="\n")  # type: ignore[attr-defined]
+        _say("\n".join([world.trace.text(), *found]))  # type: ignore[attr-defined]
     return 1 if found else 0
 
 

@@ -122,10 +122,15 @@ def story(
     happens = tuple(Weather(at, what, *how) for at, what, *how in weather)
     SCENARIOS.append(
         Scenario(
-            name, title, Schedule(made, happens, until, settle), expect,
-            after_kill if after_kill is not None else completed, fate, kill_anywhere,
+            name,
+            title,
+            Schedule(made, happens, until, settle),
+            expect,
+            after_kill if after_kill is not None else completed,
+            fate,
+            kill_anywhere,
         )
-    )  # fmt: skip
+    )
 
 
 def lose_everything(_: File) -> str:
@@ -447,9 +452,7 @@ story(
     "give-up",
     "Every start crashes: given up, and what was put aside is brought back",
     [(250, "poison"), (251, "crash"), *((t, "crash") for t in range(260, 500, 4))],
-    both(
-        ends_in(Phase.FAILED), said("gave_up"), lambda w: len(w.machine.disk.aside) == 0
-    ),  # fmt: skip
+    both(ends_in(Phase.FAILED), said("gave_up"), lambda w: len(w.machine.disk.aside) == 0),
     after_kill=lambda w: None,
     settle=0,
     until=520,
@@ -671,7 +674,7 @@ story(
         completed,
         said("blind_start", "trainer_superseded"),
         lambda w: w.oracle.resumes[-1].step == 200,
-    ),  # fmt: skip
+    ),
     policy={"start_timeout": 60.0},
     until=1200,
     store={"lease_seconds": 60.0},
@@ -684,11 +687,28 @@ story(
         completed,
         said("blind_start", "trainer_superseded"),
         lambda w: w.oracle.resumes[-1].step == 200,
-    ),  # fmt: skip
+    ),
     policy={"start_timeout": 60.0},
     trainer={"writes": "in-place", "total_steps": 400},
     until=1200,
     store={"lease_seconds": 60.0},
+)
+story(
+    "store-back-confirms-what-it-was-sent",
+    "Started without the store, the trainer is not held to be behind what it has stored itself",
+    [(130, "store", {"seconds": 250.0}), (250, "crash")],
+    resumed(0, 200),
+    policy={"keep": 1},
+    trainer={"reports": False, "total_steps": 600},
+    store={"lease_seconds": 60.0},
+    until=1200,
+)
+story(
+    "restart-between-held-and-durable",
+    "spotd is restarted while a checkpoint is being fsynced: the next spotd sees to it",
+    [(119.0, "restart_daemon")],
+    both(completed, no_step_lost),
+    store={"bandwidth": 1e6},
 )
 story(
     "store-slow",

@@ -232,7 +232,10 @@ ILLEGAL = [
     (on.Reinstated("00000001-x", local(1)), lambda s: s.resuming is not None),
     (on.ReinstateFailed("00000001-x", "no"), lambda s: s.resuming is not None),
     (on.StoreOpened(9, 60.0), lambda s: s.store.opening),
-    (on.LeaseRefused("i-2", 30.0), lambda s: s.store.opening or s.store.renewing),
+    (
+        on.LeaseRefused("i-2", 30.0),
+        lambda s: s.store.opening or s.store.renewing or s.store.status == "open",
+    ),
     (on.LeaseRenewed(60.0), lambda s: s.store.renewing),
     (on.StoreFailed("open", "no"), lambda s: s.store.opening),
     (on.StoreFailed("lease", "no"), lambda s: s.store.renewing),
