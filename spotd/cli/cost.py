@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spotd.bill.reckoning import Bill, Prices, Range
 
 UNKNOWN = "unknown"
+_HOURS_FROM = 7200  # seconds
 _CLOSE = 0.005  # dollars: ends of a range that are printed the same
 
 
@@ -56,7 +57,7 @@ def render(run: str, bill: Bill, prices: Prices) -> str:
     what = f"{_many(bill.boots, 'boot')} on {_many(bill.instances, 'instance')}"
     lines = [f"run {run}: {what}, {first} to {until}", ""]
     rows = [
-        ("up", f"{duration(bill.up)}, {age(bill.trained)} of it training"),
+        ("up", f"{duration(bill.up)}, {hours(bill.trained)} of it training"),
         ("paid", _paid(bill, prices)),
     ]
     if bill.credit.high:
@@ -81,7 +82,7 @@ def _paid(bill: Bill, prices: Prices) -> str:
         return f"{UNKNOWN}: no Spot price is known (cost.spot_price gives one)"
     text = _with_source(bill.paid, prices.spot_source)
     if bill.unpriced:
-        text += f", and {UNKNOWN} for {age(bill.unpriced)} without a known price"
+        text += f", and {UNKNOWN} for {hours(bill.unpriced)} without a known price"
     return text
 
 
@@ -140,11 +141,16 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def hours(seconds: float) -> str:
+    """A duration for people; hours, which is what is paid for, from two of them on."""
+    return age(seconds) if seconds < _HOURS_FROM else f"{seconds / 3600:,.1f} h"
+
+
 def duration(span: Range) -> str:
     """A range of seconds for people."""
     if span.high is None:
-        return f"{age(span.low)} or more"
-    low, high = age(span.low), age(span.high)
+        return f"{hours(span.low)} or more"
+    low, high = hours(span.low), hours(span.high)
     return low if low == high else f"{low} to {high}"
 
 
