@@ -180,7 +180,7 @@ def test_maintainer_scripts_are_valid_shell_and_never_touch_checkpoints() -> Non
         done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     removed = re.findall(r"rm -r?f (.+)", (ROOT / "packaging/debian/postrm").read_text())
-    assert set(removed) == {'"${run:?}/$name"', "/run/spotd"}
+    assert set(removed) == {'"${run:?}"', "/run/spotd"}
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ def test_a_clock_that_jumps_neither_ends_the_training_nor_hides_a_notice(
     training.instance.write("/etc/faketime", jump)
     training.until_training(60)
     cloud.imds.give_notice("stop", in_seconds=60)
+    training.instance.until_event("stop_signal_sent", patience=15)
     training.until_state("drained")
     assert training.stored_step() == training.step
     assert len(training.resumed_at()) == 1

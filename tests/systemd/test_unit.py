@@ -276,6 +276,13 @@ def test_removal_and_purge_leave_every_checkpoint_where_it_is(training: Training
     assert left == []
 
 
+def test_purge_spares_a_state_directory_that_the_configuration_names(training: Training) -> None:
+    training.boot()
+    training.instance.write("/etc/spotd/other.toml", 'directory = "/var/lib/spotd/work"\n')
+    training.instance.run("dpkg", "--purge", "spotd")
+    assert list(training.instance.file("/var/lib/spotd").glob("*/state.json"))
+
+
 def test_nobody_but_root_can_stop_the_training_over_the_control_socket(training: Training) -> None:
     training.boot()
     instance = training.instance
