@@ -22,10 +22,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spotd.testing.imds import MetadataSimulator
-from spotd.testing.moody_http import Answer, Question
 from spotd.testing.stage import Stage, wait_until
+
+if TYPE_CHECKING:
+    from spotd.testing.moody_http import Answer, Question
 
 TRAINER = """
 import os, pathlib, signal, sys, time, threading
@@ -65,9 +68,9 @@ class Clocked(MetadataSimulator):
 
     def answer(self, question: Question) -> Answer:
         found = super().answer(question)
-        if question.path.endswith("spot/instance-action") and found.status == 200:
-            if self.answered is None:
-                self.answered = time.clock_gettime(time.CLOCK_MONOTONIC)
+        told = question.path.endswith("spot/instance-action") and found.status == 200
+        if told and self.answered is None:
+            self.answered = time.clock_gettime(time.CLOCK_MONOTONIC)
         return found
 
 

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
             return status
     from spotd.shell.store.early import spawn  # noqa: PLC0415
     from spotd.shell.store.settings import StoreSettings  # noqa: PLC0415
+    from spotd.shell.store.settings import StoreSettings  # noqa: PLC0415
 
     worker = None
     with contextlib.suppress(OSError):  # tried again, and told of, when it is needed

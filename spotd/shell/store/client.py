@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from spotd.core import actions, events
 from spotd.shell.store.early import Spawned, spawn
 from spotd.shell.store.settings import StoreConfig, StoreSettings
-from spotd.shell.store.wire import Channel, decode_event
+from spotd.shell.store.wire import decode_event
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from spotd.shell.store.source import UploadSource
+    from spotd.shell.store.wire import Channel
 
 IDLE = 20.0  # seconds: a save every few minutes should not keep 60 MiB alive in between
 _BRIEF_IDLE = 2.0  # the same after what only comes every few minutes
@@ -98,8 +99,8 @@ class StoreClient:
         spare: Spawned | None = None,
     ) -> None:
         self._spare = spare
+        self._settings, self._run = StoreSettings.of(settings), run
         self._config = {
-            "settings": asdict(StoreSettings.of(settings)),
             "run": run,
             "instance_id": instance_id,
             "node": node,
@@ -242,11 +243,11 @@ class StoreClient:
             return number
 
     def _start(self) -> _Process:
-        popen, ours = self._spare or spawn()
+        popen, ours, channel = self._spare or spawn(self._settings, self._run, early=False)
         self._spare = None
         # A worker that does not read is hung; the deciding loop must not wait for it.
         ours.settimeout(1.0)
-        process = _Process(popen, Channel(ours), ours, {}, time.monotonic())
+        process = _Process(popen, channel, ours, {}, time.monotonic())
         process.channel.send({**self._config, "lease": self._lease})
         self._process = process
         threading.Thread(

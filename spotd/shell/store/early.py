@@ -11,21 +11,33 @@ import os
 import socket
 import subprocess
 import sys
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from spotd.shell.store.wire import Channel
+
+if TYPE_CHECKING:
+    from spotd.shell.store.settings import StoreSettings
 
 
 class Spawned(NamedTuple):
-    """A worker that has been told nothing yet, and our end of the line to it.
+    """A worker that knows the store and nothing else, and our end of the line to it.
 
     It ends by itself when the connection does, with this process at the latest.
     """
 
     popen: subprocess.Popen[bytes]
     connection: socket.socket
+    channel: Channel
 
 
-def spawn() -> Spawned:
+def spawn(settings: StoreSettings, run: str, *, early: bool) -> Spawned:
     """Starts a worker; returns at once.
+
+    Args:
+        settings: Which store.
+        run: The run's name.
+        early: Nothing is asked of it yet, so it imports and looks for credentials first.
 
     Raises:
         OSError: There is no memory or no process to be had.
@@ -45,4 +57,6 @@ def spawn() -> Spawned:
         except OSError:
             ours.close()
             raise
-    return Spawned(popen, ours)
+    channel = Channel(ours)
+    channel.send({"settings": asdict(settings), "run": run, "early": early})
+    return Spawned(popen, ours, channel)

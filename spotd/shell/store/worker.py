@@ -9,6 +9,7 @@ process, at once: everything needed to go on is on the disk already.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -37,7 +38,9 @@ from spotd.shell.store.upload import Upload, UploadOrder
 from spotd.shell.store.wire import Channel, encode_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from spotd.shell.store.protocol import ObjectStore
 
 Command = dict[str, Any]
 _PROGRESS_EVERY = 0.5  # seconds
@@ -52,18 +55,21 @@ class Worker:
 
     Args:
         channel: To the daemon.
-        config: Its first message.
+        settings: What its first message says of the store.
+        store: That store.
+        config: Its second message.
     """
 
-    def __init__(self, channel: Channel, config: dict[str, Any]) -> None:
+    def __init__(
+        self, channel: Channel, settings: StoreSettings, store: ObjectStore, config: dict[str, Any]
+    ) -> None:
         self._channel = channel
-        self._settings = StoreSettings(**config["settings"])
+        self._settings = settings
         self._state = Path(config["state"])
         self._directory = str(config["directory"])
         owner = config["owner"]
         self._owner = Owner(*owner) if owner else None
         self._lanes_wanted = lane_count()
-        store = open_store(self._settings, config["run"], connections=self._lanes_wanted + 4)
         self._checkpoints = CheckpointStore(
             store, config["run"], config["instance_id"], config["node"], self._state
         )
@@ -348,13 +354,30 @@ def main(arguments: list[str] | None = None) -> None:
     number = int((sys.argv[1:] if arguments is None else arguments)[0])
     channel = Channel(socket.socket(fileno=number))
     messages = channel.messages()
-    config = next(messages, None)
-    if config is not None:
-        worker = Worker(channel, config)
-        for command in messages:
-            worker.take(command)
+    begin = next(messages, None)
+    if begin is not None:
+        settings = StoreSettings(**begin["settings"])
+        store = open_store(settings, begin["run"], connections=lane_count() + 4)
+        if begin["early"]:  # the daemon is not ready itself: time to get ready meanwhile
+            threading.Thread(target=_warm_early, args=(store,), name="early", daemon=True).start()
+        _serve(channel, settings, store, messages)
     # Threads may be in the middle of a request; nothing of theirs is worth waiting for.
     os._exit(0)
+
+
+def _warm_early(store: ObjectStore) -> None:
+    with contextlib.suppress(SpotdError):  # whoever needs the store will hear it
+        store.warm()
+
+
+def _serve(
+    channel: Channel, settings: StoreSettings, store: ObjectStore, messages: Iterator[Command]
+) -> None:
+    config = next(messages, None)
+    if config is not None:
+        worker = Worker(channel, settings, store, config)
+        for command in messages:
+            worker.take(command)
 
 
 if __name__ == "__main__":
