@@ -39,9 +39,9 @@ def add_parser(verbs: Any) -> None:
     which = p.add_argument_group("the weather")
     which.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="a file of capacity")
     which.add_argument("--rate", type=_positive, metavar="N",
-                       help="instead: N interruptions a day of running, at random (default: 10)")  # fmt: skip
+                       help="instead: N interruptions a day of running (default: 10)")  # fmt: skip
     which.add_argument("--gap", type=_of(parse_duration), default=1440.0, metavar="TIME",
-                       help="with --rate: mean time until an instance can be had again (24min)")  # fmt: skip
+                       help="with --rate: mean time without one (default: 24min)")  # fmt: skip
     which.add_argument("--days", type=_positive, help="so many days of it (default: the trace; 30)")
     which.add_argument("--seed", type=int, default=1, help="of --rate (default: 1)")
     which.add_argument("--unannounced", type=_share, default=0.05, metavar="SHARE",

@@ -156,7 +156,7 @@ story(
 )
 story(
     "notice-trainer-catches-nothing",
-    "The trainer catches no signal: it trains on, what it saved is stored, it is killed at the margin",
+    "The trainer catches no signal: it trains on, what it saves is stored, killed at the margin",
     [(160, "notice")],
     both(resumed(0, 200), said("stop_signal_uncaught", "trainer_killed")),
     trainer={"catches": False},

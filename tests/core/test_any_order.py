@@ -37,6 +37,8 @@ locals_ = st.lists(numbers, max_size=3, unique=True).map(lambda ns: tuple(map(lo
 held = st.lists(numbers, max_size=2, unique=True).map(
     lambda ns: tuple(on.HeldCheckpoint(checkpoint_id(n, f"step-{n}.pt"), local(n)) for n in ns)
 )
+stored_ = st.lists(numbers, max_size=3, unique=True).map(lambda ns: tuple(map(stored, sorted(ns))))
+OPERATIONS = st.sampled_from(["open", "lease", "delete", "complete"])
 seconds = st.sampled_from([0.0, 1.0, 60.0, 600.0])
 
 EVENTS = st.one_of(
@@ -76,12 +78,12 @@ EVENTS = st.one_of(
     st.just(on.DirectoryTrouble("missing")),
     st.builds(
         on.StoreOpened, st.integers(1, 3), seconds,
-        st.lists(numbers, max_size=3, unique=True).map(lambda ns: tuple(stored(n) for n in sorted(ns))),
+        stored_,
         st.sampled_from([False, False, False, True]), st.integers(0, 6),
     ),
     st.just(on.LeaseRefused("i-other", 30.0)),
     st.builds(on.LeaseRenewed, seconds),
-    st.builds(on.StoreFailed, st.sampled_from(["open", "lease", "delete", "complete"]), st.just("no")),
+    st.builds(on.StoreFailed, OPERATIONS, st.just("no")),
     st.builds(on.UploadProgressed, ids, st.just(5), st.just(10)),
     st.builds(on.Uploaded, ids, st.just(10), st.just(10), st.just(1.0)),
     st.builds(on.UploadFailed, ids, st.just("no"), st.just(""), st.booleans()),

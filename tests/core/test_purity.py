@@ -13,11 +13,12 @@ import spotd.core
 
 CORE = sorted(Path(spotd.core.__file__).parent.glob("*.py"))
 # What the core may import from the standard library; none of it does I/O or reads a clock.
-PURE = {
-    "__future__", "ast", "collections", "contextlib", "dataclasses", "enum", "fnmatch", "functools",
-    "io", "itertools", "json", "math", "operator", "pickletools", "re", "string", "struct", "typing",
-    "unicodedata", "uuid", "zlib", "datetime", "posixpath", "base64", "binascii", "heapq", "codecs", "signal",
-}  # fmt: skip
+NAMES = """
+__future__ ast base64 binascii codecs collections contextlib dataclasses datetime enum fnmatch
+functools heapq io itertools json math operator pickletools posixpath re signal string struct
+typing unicodedata uuid zlib
+"""
+PURE = set(NAMES.split())
 
 
 def imported(path: Path) -> set[str]:

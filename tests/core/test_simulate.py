@@ -189,7 +189,10 @@ def test_what_cannot_be_done_is_said_in_one_line(args, words, capsys):
 
 @pytest.mark.parametrize(
     "args",
-    [["--rate", "-1"], ["--rate", "x"], ["--unannounced", "2"], ["--save-every", "0"], ["--save", "x"]],
+    [
+        ["--rate", "-1"], ["--rate", "x"], ["--unannounced", "2"], ["--save-every", "0"],
+        ["--save", "x"],
+    ],
 )  # fmt: skip
 def test_an_impossible_option_is_wrong_usage(args, capsys):
     try:
