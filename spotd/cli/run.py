@@ -38,11 +38,11 @@ def run(options: argparse.Namespace) -> int:
             return status
     from spotd.shell.store.early import spawn  # noqa: PLC0415
     from spotd.shell.store.settings import StoreSettings  # noqa: PLC0415
-    from spotd.shell.store.settings import StoreSettings  # noqa: PLC0415
 
     worker = None
     with contextlib.suppress(OSError):  # tried again, and told of, when it is needed
-        worker = spawn(StoreSettings.of(settings.store), settings.run, early=True)  # it gets ready while we do
+        # It gets ready while we do.
+        worker = spawn(StoreSettings.of(settings.store), settings.run, early=True)
     from spotd.shell.daemon import Daemon  # noqa: PLC0415
 
     return Daemon(settings, worker).run()
