@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 from spotd.bill.prices import configured_prices, look_up
 from spotd.bill.reckoning import Bill, Prices, reckon
 from spotd.bill.records import gather
+from spotd.errors import SpotdError
 from spotd.shell.boot import this_boot
+from spotd.shell.control import ask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from spotd.config import Settings
     from spotd.core.ledger import BootRecord
 
@@ -39,8 +43,20 @@ def bill_of(settings: Settings, *, offline: bool = False) -> Found:
         return Found((), None, trouble=trouble)
     look = configured_prices if offline else look_up
     prices = look(records, settings.cost)
-    boot = this_boot().id
-    here = next((r for r in records if r.boot_id == boot), None)
-    running = None if here is None else (here.instance_id, here.boot_id)
+    running = _running(settings, records)
     bill = reckon(records, prices, now=time.time(), running=running)
     return Found(tuple(records), bill, prices, trouble)
+
+
+def _running(settings: Settings, records: Sequence[BootRecord]) -> tuple[str, str] | None:
+    """The boot that goes on: this machine's own, or that of the daemon that answers here."""
+    boot = this_boot().id
+    for record in records:
+        if record.boot_id == boot:
+            return record.instance_id, boot
+    try:
+        status = next(ask(settings.paths.runtime / "control.sock", "status"))["data"]
+    except SpotdError:
+        return None
+    own = [r for r in records if r.instance_id == status.get("instance_id")]
+    return (own[-1].instance_id, own[-1].boot_id) if own else None

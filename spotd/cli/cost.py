@@ -15,6 +15,7 @@ from spotd.errors import EXIT_DONE, EXIT_UNAVAILABLE
 if TYPE_CHECKING:
     import argparse
 
+    from spotd.bill.parts import Interruption
     from spotd.bill.reckoning import Bill, Prices, Range
 
 UNKNOWN = "unknown"
@@ -68,7 +69,7 @@ def render(run: str, bill: Bill, prices: Prices) -> str:
         text = f"{_with_source(bill.disk, prices.disk_source)} while stopped for"
         rows.append(("disk", f"{text} {duration(bill.off)}"))
     seconds = UNKNOWN if bill.lost_seconds is None else age(bill.lost_seconds)
-    rows.append(("repeated", f"{bill.lost_steps} steps, {seconds} of training"))
+    rows.append(("repeated", f"{steps_lost(bill)} steps, {seconds} of training"))
     lines += [f"{name:>10}  {text}" for name, text in rows]
     if bill.interruptions:
         lines += ["", _interruptions(bill)]
@@ -122,13 +123,26 @@ def _interruptions(bill: Bill) -> str:
     ]
     for i in bill.interruptions:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(i.at))
-        lost = "-" if not i.known_end else f"{i.lost_steps} steps" if i.lost_steps else "nothing"
-        if not i.lost_steps and i.lost_seconds and i.lost_seconds >= 1:
-            lost = age(i.lost_seconds)
-        rows.append(
-            (when, i.action or "no notice", *(_seconds(getattr(i, p)) for p in PARTS), lost)
-        )
+        parts = (_seconds(getattr(i, part)) for part in PARTS)
+        rows.append((when, i.action or "no notice", *parts, lost_in(i)))
     return table(rows)
+
+
+def lost_in(i: Interruption) -> str:
+    """What one interruption made to be trained again; steps where they are known."""
+    if not i.known_end:
+        return "-"
+    if i.lost_steps:
+        return f"{i.lost_steps} steps"
+    if i.lost_seconds is not None and i.lost_seconds >= 1:
+        return age(i.lost_seconds)
+    return "nothing" if i.action or i.lost_seconds is not None else UNKNOWN
+
+
+def steps_lost(bill: Bill) -> str:
+    """Steps trained again; how far a trainer was when a machine vanished may not be known."""
+    least = any(not i.action and not i.lost_steps for i in bill.interruptions)
+    return f"{bill.lost_steps} or more" if least else str(bill.lost_steps)
 
 
 def _seconds(value: float | None) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from spotd.bill.parts import PARTS
-from spotd.cli.cost import UNKNOWN, dollars, duration, hours, savings
+from spotd.cli.cost import UNKNOWN, dollars, duration, hours, lost_in, savings, steps_lost
 from spotd.core.status import age
 from spotd.core.words import megabytes
 from spotd.report import charts
@@ -93,7 +93,7 @@ def _tiles(story: Story) -> str:
         count = len(bill.interruptions)
         tiles.append(("interruptions", str(count), f"{told} with notice" if count else ""))
         seconds = UNKNOWN if bill.lost_seconds is None else f"{age(bill.lost_seconds)} of training"
-        tiles.append(("steps repeated", str(bill.lost_steps), seconds))
+        tiles.append(("steps repeated", steps_lost(bill), seconds))
         tiles.append(("paid", dollars(bill.paid).replace(" to $", "\u2013"), _saved(bill)))
     if story.points:
         last = max(story.points, key=lambda p: p.time)
@@ -171,8 +171,7 @@ def _interruptions(found: Sequence[Interruption]) -> str:
     for i in found[-MOST_ROWS:]:
         when = time.strftime("%d %b %H:%M", time.localtime(i.at))
         parts = ["-" if v is None else _part(v) for v in (getattr(i, p) for p in PARTS)]
-        lost = "-" if not i.known_end else f"{i.lost_steps} steps" if i.lost_steps else "nothing"
-        rows.append((when, i.action or "no notice", *parts, lost))
+        rows.append((when, i.action or "no notice", *parts, lost_in(i)))
     more = len(found) - len(rows)
     note = f'<p class="note">and {more} before these</p>' if more else ""
     return _table(_HEADS, rows) + note
