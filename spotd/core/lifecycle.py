@@ -221,8 +221,7 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
         if r.get("instance_id") == t.state.instance_id
         else 0.0,
         lease_generation=record.integer(r.get("lease_generation")),
-        contents_checked=t.state.boot == "reboot"
-        or (same_boot and r.get("contents_checked") is True),
+        contents_checked=same_boot and r.get("contents_checked") is True,
     )
     rate = record.number(r.get("rate"))
     t.set_store(rate=rate or None)

@@ -61,7 +61,7 @@ class Machine:
         self.finished = ""
         self.boots = 0
         self.booted = 0.0
-        self.orderly = True
+        self.ended_in_boot = 0  # the boot in which a spotd last ended in good order
         self.start_trouble = ""
         self.preflight_ok = True
         self.network = "ok"  # of this machine alone; the bucket has a mood of its own
@@ -108,7 +108,6 @@ class Machine:
             self.disk.sync_all()
         else:
             self.disk.power_cut(self.clock.wall, self.world.random, pick=self.world.fate)
-        self.orderly = orderly
         self.up = False
         self.world.trace.world(f"{self.instance_id} is off" + ("" if orderly else ": a power cut"))
 
@@ -179,7 +178,8 @@ class Machine:
         if self.trainer is not None:
             found = on.TrainerFound(self.trainer.pid, self.trainer.attempt, self.trainer.started)
         boot_id = f"boot-{self.boots}"
-        boot = classify_boot(record, boot_id, self.instance_id, orderly=self.orderly)
+        orderly = self.ended_in_boot == self.boots - 1
+        boot = classify_boot(record, boot_id, self.instance_id, orderly=orderly)
         daemon.begin(on.Started(record, boot, boot_id, self.instance_id, found, self.booted))
 
     def kill_daemon(self) -> None:
@@ -199,6 +199,7 @@ class Machine:
     def daemon_exited(self, _status: int) -> None:
         """It ended by itself, as it was asked to."""
         self.world.trace.world("spotd has ended")
+        self.ended_in_boot = self.boots
         self._start_again()
 
     def hang_daemon(self, seconds: float) -> None:

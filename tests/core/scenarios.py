@@ -534,6 +534,14 @@ story(
     trainer={"searches": True},
 )
 story(
+    "stopped-then-power-cut",
+    "spotd is stopped in good order, then the power fails before all is written out",
+    [(220.9, "stop"), (229.0, "cut")],
+    both(resumed(0, 200), said("restore_finished"), no_step_lost),
+    fate=garble_everything,
+    copy_bandwidth=50e6,
+)
+story(
     "power-cut-in-mid-save",
     "A power cut in the middle of writing a directory: torn, put aside before the trainer looks",
     [(219.7, "cut")],
