@@ -204,6 +204,7 @@ def classify_boot(
         return "new-instance"
     if record.get("boot_id") == boot_id:
         return "same-boot"
-    if record.get("interruption") is not None:
+    interruption = record.get("interruption")
+    if isinstance(interruption, dict) and interruption.get("source") == "notice":
         return "interrupted"
     return "reboot" if orderly else "power-loss"
