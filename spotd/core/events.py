@@ -134,13 +134,17 @@ class TrainerExited:
 
 @dataclass(frozen=True, slots=True)
 class TrainerReported:
-    """What a datagram on SPOTD_SOCKET said; None where it said nothing."""
+    """What a datagram on SPOTD_SOCKET said; None where it said nothing.
+
+    `stopping`: it is about to end though it is not finished (another rank was told to).
+    """
 
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None
     loss: float | None = None
     status: str | None = None
+    stopping: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

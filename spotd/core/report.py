@@ -108,10 +108,15 @@ def _status(text: str) -> str:
     return _CONTROL.sub(" ", text)[:_LONGEST_STATUS]
 
 
+def _stopping(text: str) -> bool | None:
+    return True if text == "1" else None
+
+
 _READERS = {
     "STEP": ("step", _integer),
     "TOTAL_STEPS": ("total_steps", _integer),
     "EPOCH": ("epoch", _epoch),
     "LOSS": ("loss", _loss),
     "STATUS": ("status", _status),
+    "STOPPING": ("stopping", _stopping),
 }

@@ -125,6 +125,7 @@ class Trainer:
     epoch: int | None = None
     loss: float | None = None
     status: str | None = None
+    stopping: bool | None = None
     last_progress: float = 0.0
     activity: int | None = None
     measuring: bool = False

@@ -35,7 +35,7 @@ def on_reported(t: Turn, event: on.TrainerReported) -> None:
     changes: dict[str, object] = {}
     if event.step is not None and event.step != trainer.step:
         changes |= {"step": event.step, "last_progress": t.now.mono}
-    for name in ("total_steps", "epoch", "loss", "status"):
+    for name in ("total_steps", "epoch", "loss", "status", "stopping"):
         value = getattr(event, name)
         if value is not None:
             changes[name] = value
@@ -207,7 +207,8 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
     how = _describe(event)
     t.set(last_lines=event.last_lines, writing=(), checkpoint_requests=_refuse_requests(t))
     t.mark("trainer ended")
-    finished = (event.status == 0 and not ours) or state.completed
+    # Under torchrun every rank exits 0 when a peer on another machine was told to stop.
+    finished = (event.status == 0 and not ours and not trainer.stopping) or state.completed
     t.announce(
         "trainer_exited",
         f"the trainer {how} after {ran_for:.0f} s",

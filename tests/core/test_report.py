@@ -87,3 +87,10 @@ def test_nothing_a_trainer_can_send_raises_or_smuggles_anything_in(datagram):
         assert number is None or (math.isfinite(number) and abs(number) <= 1e30)
     assert all(path.startswith("/") and "\n" not in path for path in said.checkpoints)
     assert len(datagram) <= LARGEST_DATAGRAM
+
+
+def test_a_trainer_says_that_it_is_stopping():
+    said = parse_report(b"STOPPING=1\nSTEP=12")
+    assert said is not None
+    assert said.reported().stopping is True
+    assert parse_report(b"STOPPING=maybe") is None
