@@ -238,7 +238,7 @@ class Oracle:
     def powering_off(self, machine: Machine, *, orderly: bool) -> None:
         """Is what was saved long enough ago safe by now?"""
         written = self._written.get(machine.name)
-        if orderly or written is None or machine.daemon is None:
+        if orderly or written is None or machine.daemon is None or self.world.bucket.completed:
             return
         at, file = written
         world = self.world
