@@ -61,7 +61,7 @@ def render(run: str, bill: Bill, prices: Prices) -> str:
         ("up", f"{duration(bill.up)}, {hours(bill.trained)} of it training"),
         ("paid", _paid(bill, prices)),
     ]
-    if bill.credit.high:
+    if bill.credit.high is not None and bill.credit.high >= _CLOSE:
         rows.append(("", f"less {dollars(bill.credit)} for first hours that EC2 does not bill"))
     rows.append(("on demand", _with_source(bill.on_demand, prices.on_demand_source)))
     rows.append(("saved", _saved(bill)))

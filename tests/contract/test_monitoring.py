@@ -81,3 +81,16 @@ def test_no_two_panels_of_the_dashboard_overlap():
                 taken[x, y] = panel["title"]
     ids = [p["id"] for p in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_the_document_names_every_metric_and_no_other():
+    text = (MONITORING.parents[1] / "docs/monitoring.md").read_text()
+    rows = re.findall(r"^\| `(spotd_\w+)(?:\{[a-z,]+\})?` \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+    found = families(State(policy=Policy(), run="r"), Tally(), Now(0.0, 0.0))
+    assert rows == [(m.name, m.kind, m.help) for m in found]
+
+
+def test_the_document_names_every_alert():
+    text = (MONITORING.parents[1] / "docs/monitoring.md").read_text()
+    alerts = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yaml").read_text())
+    assert re.findall(r"^\| `(Spotd\w+)` \|", text, re.MULTILINE) == alerts
