@@ -253,3 +253,16 @@ def test_a_trainer_can_say_itself_that_a_checkpoint_is_complete(build):
     machine.boot()
     newest = machine.wait_stored()
     assert (newest["name"], newest["step"]) == ("state.bin", 7)
+
+
+def test_what_the_trainer_is_deleting_is_not_stored_as_the_newest(build):
+    machine = build("--name", "checkpoint-{step}", "--as-directory")
+    machine.boot()
+    machine.wait_for_steps(3)
+    first, second = machine.saved(), machine.saved()
+    old = machine.checkpoints / first["name"]
+    (old / "model.bin").unlink()  # a rotation under way: the marker goes last
+    (old / "rng" / "state_0").unlink()
+    third = machine.saved()
+    stored = [i.partition("-")[2] for i in machine.status()["store"]["checkpoints"]]
+    assert stored == [each["name"] for each in (first, second, third)]

@@ -94,6 +94,39 @@ def test_a_file_in_a_directory_in_a_directory_is_noticed(world):
     assert world.seen("checkpoint-3").kind == "directory"
 
 
+def save_as_hugging_face_does(directory):
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "model.bin").write_bytes(content(1))
+    (directory / "optimizer.pt").write_bytes(content(2))
+    (directory / "trainer_state.json").write_text("{}")
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_directory_that_is_being_deleted_is_no_new_checkpoint(world, settled):
+    old = world.path / "checkpoint-100"
+    save_as_hugging_face_does(old)
+    world.seen("checkpoint-100")
+    for name in ("model.bin", "optimizer.pt", "config.json"):
+        (old / name).unlink()
+        assert world.names(world.inspect(settled=settled)) == set(), "its marker is there still"
+    shutil.rmtree(old)
+    save_as_hugging_face_does(old)
+    world.seen("checkpoint-100")
+    assert saw(world) == ["checkpoint-100"] * 2
+
+
+def test_a_directory_that_was_half_deleted_and_is_saved_again_is_news(world):
+    again = world.path / "checkpoint-100"
+    save_as_hugging_face_does(again)
+    world.seen("checkpoint-100")
+    (again / "model.bin").unlink()
+    assert world.names(world.inspect(settled=False)) == set()
+    (again / "model.bin").write_bytes(content(3))
+    (again / "trainer_state.json").write_text('{"again": 1}')
+    world.seen("checkpoint-100")
+
+
 def test_a_directory_moved_in_from_elsewhere_is_seen(world, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "model.pt").write_bytes(content())

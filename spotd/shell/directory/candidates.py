@@ -41,10 +41,11 @@ _NOT_CHECKPOINTS = frozenset(
 
 @dataclass(slots=True)
 class Known:
-    """A whole checkpoint, and the identity of its largest file: overwritten or replaced?"""
+    """A whole checkpoint; its largest file: written over? All of a directory's: being deleted?"""
 
     checkpoint: LocalCheckpoint
     main: tuple[int, int, int]
+    files: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -93,6 +94,7 @@ class Candidates:
         self.overwritten: set[str] = set()
         self.muted: set[str] = set()  # being put back by us: nobody's save
         self._dismissed: dict[str, str] = {}
+        self._shrunk: dict[str, frozenset[int]] = {}  # directories that are being deleted
         self._declared: dict[str, str] = {}
         self._saving: tuple[str, ...] = ()
         self.step: int | None = None
@@ -185,8 +187,9 @@ class Candidates:
             found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
         for name in (self.known.keys() | self.pending.keys()) - found.keys():
             self._vanished(name)
-        for name in self._dismissed.keys() - found.keys():
-            del self._dismissed[name]
+        for gone in (self._dismissed, self._shrunk):
+            for name in gone.keys() - found.keys():
+                del gone[name]
         return [
             name
             for name, directory in found.items()
@@ -219,6 +222,8 @@ class Candidates:
         if not settled and self._dismissed.get(name) == print_:
             self.pending.pop(name, None)
             return None
+        declared = self._declared.get(name) == print_
+        deleting = not declared and self._is_being_deleted(name, seen)
         pending = self.pending.get(name) or Pending(temporary=self._is_temporary(name))
         changed = pending.history.note(print_, now)
         if changed and seen.kind == "directory" and not pending.temporary:
@@ -228,11 +233,15 @@ class Candidates:
             if not self._unchanged(root, name, print_):
                 self.pending[name] = pending
                 return None
-        declared = self._declared.get(name) == print_
         found = self._judge.judge(
             root, name, seen, pending.history, settled=settled, declared=declared
         )
-        self._keep(root, found, pending, now, changed=changed, quietly=quietly, declared=declared)
+        if deleting and found.verdict.state is State.WHOLE:
+            self._gone(name)
+        else:
+            self._keep(
+                root, found, pending, now, changed=changed, quietly=quietly, declared=declared
+            )
         return found
 
     def _keep(
@@ -254,7 +263,8 @@ class Candidates:
         # What was judged must be what stands there still, after it was read.
         if whole and self._unchanged(root, name, found.fingerprint):
             checkpoint = found.checkpoint(self.step, declared=declared)
-            self.known[name] = Known(checkpoint, _main_file(found.snapshot))
+            files = _all_files(found.snapshot)
+            self.known[name] = Known(checkpoint, _main_file(found.snapshot), files)
             self.pending.pop(name, None)
             if not quietly:
                 self._post(CheckpointSeen(checkpoint))
@@ -313,7 +323,7 @@ class Candidates:
     def adopt(self, root: int, checkpoint: LocalCheckpoint) -> None:
         """We put it there ourselves, and it is whole: nothing to post."""
         seen = self._judge.look(root, checkpoint.name)
-        self.known[checkpoint.name] = Known(checkpoint, _main_file(seen))
+        self.known[checkpoint.name] = Known(checkpoint, _main_file(seen), _all_files(seen))
         self.pending.pop(checkpoint.name, None)
 
     def lose_all(self) -> None:
@@ -323,7 +333,21 @@ class Candidates:
         self._dismissed.clear()
         self.report_saves()
 
+    def _is_being_deleted(self, name: str, seen: Snapshot) -> bool:
+        """Whether a directory that was whole has only lost files since: its marker may be left."""
+        known = self.known.get(name)
+        full = known.files if known is not None else self._shrunk.get(name, frozenset())
+        if _all_files(seen) < full:
+            self._shrunk[name] = full
+            return True
+        self._shrunk.pop(name, None)
+        return False
+
     def _vanished(self, name: str) -> None:
+        self._shrunk.pop(name, None)
+        self._gone(name)
+
+    def _gone(self, name: str) -> None:
         self.pending.pop(name, None)
         self._dismissed.pop(name, None)
         if self.known.pop(name, None) is not None:
@@ -362,6 +386,12 @@ def _is_plain_file_name(name: str) -> bool:
 
 def _main_file(seen: Snapshot) -> tuple[int, int, int]:
     return max(seen.files, key=lambda file: file.size).identity if seen.files else (0, 0, 0)
+
+
+def _all_files(seen: Snapshot) -> frozenset[int]:
+    """Stands for the files of a directory; nothing for a file, which cannot lose any."""
+    files = seen.files if seen.kind == "directory" else ()
+    return frozenset(hash((file.path, file.identity)) for file in files)
 
 
 def _overwritten(known: Known, seen: Snapshot) -> bool:
