@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 _SHOWN = 60
+_LONGEST_RUNTIME = 107 - len("/control.sock")  # bytes; sun_path of unix(7) without its NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,10 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         )
     if get("paths.state") == get("paths.runtime", ""):
         yield Problem("paths.runtime", "is the same directory as paths.state")
+    runtime = os.fsencode(get("paths.runtime") or "")
+    if len(runtime) > _LONGEST_RUNTIME:
+        reason = f"is longer than {_LONGEST_RUNTIME} bytes, so no unix socket can be made there"
+        yield Problem("paths.runtime", reason)
     yield from _store_contradictions(values)
 
 

@@ -100,10 +100,15 @@ class ControlServer:
 
     @staticmethod
     def _send(connection: socket.socket, answer: dict[str, object]) -> None:
+        """At once or not at all: who asks and does not read must hold up nobody, or a decision."""
         data = json.dumps(answer, default=str).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            connection.settimeout(2.0)
-            connection.sendall(data)
+        try:
+            complete = connection.send(data, socket.MSG_DONTWAIT) == len(data)
+        except OSError:
+            complete = False
+        if not complete:  # half an answer is none: what follows would not be understood
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         buffers: dict[socket.socket, bytes] = {}

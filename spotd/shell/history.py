@@ -7,6 +7,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from spotd.errors import SpotdError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -63,7 +65,11 @@ def _sync(fd: int) -> None:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the entries of a history, oldest first; a torn last line is passed over."""
+    """Yields the entries of a history, oldest first; a torn last line is passed over.
+
+    Raises:
+        SpotdError: It is there and cannot be read.
+    """
     for part in (path.with_suffix(".1.jsonl"), path):
         try:
             with part.open(encoding="utf-8", errors="replace") as f:
@@ -76,3 +82,10 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                         yield entry
         except FileNotFoundError:
             continue
+        except OSError as e:
+            raise SpotdError(
+                f"cannot read {part}: {e.strerror}",
+                hint="it is for root and its group: use sudo"
+                if isinstance(e, PermissionError)
+                else "",
+            ) from e

@@ -110,9 +110,11 @@ class Journal:
         stamp = time.strftime("%H:%M:%S")
         colour = _COLOURS.get(line.priority, "") if self._colour else ""
         end = "\x1b[0m" if colour else ""
-        text = line.message.replace("\n", " ")
+        # Names of checkpoints are anybody's: what is no character must not steer a terminal.
+        text = "".join(c if c.isprintable() else " " for c in line.message)
         try:
-            print(f"{stamp} {colour}{text}{end} [{line.name}]", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{stamp} {colour}{text}{end} [{line.name}]\n")
+            sys.stderr.flush()
         except OSError:
             return  # a closed terminal must not end the daemon
 

@@ -219,6 +219,7 @@ def test_settings_cannot_be_changed():
         ("cost.spot_price = nan", "cost.spot_price", "no price", ""),
         ('paths.state = "state"', "paths.state", "absolute", ""),
         ('paths.state = "/run/spotd"', "paths.runtime", "same directory", ""),
+        (f'paths.runtime = "/{"r" * 94}"', "paths.runtime", "longer than 94 bytes", ""),
         ('cloud = "aws"', "cloud", "one of auto", ""),
     ],
 )

@@ -218,6 +218,16 @@ def test_wrong_usage_exits_2_and_a_wrong_configuration_78(build):
         assert machine.spotd(verb).returncode == 78
 
 
+def test_a_history_that_cannot_be_read_is_said_in_one_line(build):
+    machine = build()
+    machine.configure()
+    (machine.state / "history.jsonl").mkdir(parents=True)
+    refused = machine.spotd("history")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"spotd: cannot read {machine.state}/history.jsonl")
+    assert "Traceback" not in refused.stderr
+
+
 # --- what systemd sees ---------------------------------------------------------------
 
 
