@@ -47,5 +47,5 @@ def print_json(value: Any) -> None:
 def table(rows: list[tuple[str, ...]]) -> str:
     """Returns rows as aligned columns, the first row a heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)

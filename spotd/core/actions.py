@@ -62,7 +62,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class RunPreflight:
-    """-> PreflightPassed | PreflightFailed"""
+    """-> PreflightPassed | PreflightFailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class KillTrainer:
 
 @dataclass(frozen=True, slots=True)
 class MeasureActivity:
-    """-> ActivityMeasured"""
+    """-> ActivityMeasured."""
 
 
 # --- the checkpoint directory --------------------------------------------------------
@@ -126,6 +126,8 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseHold:
+    """What is held under this id is no longer needed."""
+
     id: str
 
 
@@ -174,7 +176,7 @@ class OpenStore:
 
 @dataclass(frozen=True, slots=True)
 class RenewLease:
-    """-> LeaseRenewed | LeaseRefused | StoreFailed("lease")"""
+    """-> LeaseRenewed | LeaseRefused | StoreFailed("lease")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +203,12 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class StopUploads:
-    """Stop sending now; keep what is needed to continue -> UploadsStopped"""
+    """Stop sending now; keep what is needed to continue -> UploadsStopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """-> FetchProgressed..., Fetched | FetchFailed"""
+    """-> FetchProgressed..., Fetched | FetchFailed."""
 
     id: str
 
@@ -225,7 +227,7 @@ class DeleteFromStore:
 
 @dataclass(frozen=True, slots=True)
 class StoreCompletion:
-    """-> CompletionStored | StoreFailed("complete")"""
+    """-> CompletionStored | StoreFailed("complete")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class FinishInstance:
     action: str
 
 
-Action = Union[
+Action = Union[  # noqa: UP007 - a table reads better than forty bars
     Persist, Announce, SyncJournal, Reply, Exit,
     RunPreflight, StartTrainer, SignalTrainer, KillTrainer, MeasureActivity,
     Inspect, Hold, ReleaseHold, SetAside, BringBack, Reinstate, DeleteLocal,

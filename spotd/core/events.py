@@ -7,9 +7,11 @@ are floats; `*_in` fields are durations from the moment the event is handled.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
-from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint
+if TYPE_CHECKING:
+    from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint
+
 
 # --- the daemon itself ---------------------------------------------------------------
 
@@ -61,11 +63,15 @@ class Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class DrillRequested:
+    """`spotd drill`; answered by its number."""
+
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRequested:
+    """`spotd checkpoint`; answered by its number."""
+
     request: int
 
 
@@ -101,16 +107,20 @@ class MetadataFailed:
 
 @dataclass(frozen=True, slots=True)
 class PreflightPassed:
-    pass
+    """What the trainer needs is there."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreflightFailed:
+    """Not yet; `reason` is the last line it printed."""
+
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerStarted:
+    """It runs; `pid` is of the command itself."""
+
     pid: int
 
 
@@ -217,6 +227,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class HoldFailed:
+    """It was gone, or changed, before it could be held."""
+
     id: str
     reason: str
 
@@ -230,6 +242,8 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class SetAsideDone:
+    """It is out of the way, under the name `to`."""
+
     name: str
     to: str
 
@@ -244,6 +258,8 @@ class Reinstated:
 
 @dataclass(frozen=True, slots=True)
 class ReinstateFailed:
+    """It could not be put back under its name."""
+
     id: str
     reason: str
 
@@ -280,6 +296,8 @@ class LeaseRefused:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRenewed:
+    """Ours for another `lease_in` seconds."""
+
     lease_in: float
 
 
@@ -294,6 +312,8 @@ class StoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgressed:
+    """Bytes on their way so far."""
+
     id: str
     sent: int
     size: int
@@ -326,6 +346,8 @@ class UploadsStopped:
 
 @dataclass(frozen=True, slots=True)
 class FetchProgressed:
+    """Bytes that have arrived so far."""
+
     id: str
     received: int
     size: int
@@ -351,6 +373,8 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class DeletedFromStore:
+    """These are gone, manifest first."""
+
     ids: tuple[str, ...] = field(default=())
 
 
@@ -359,7 +383,7 @@ class CompletionStored:
     """`completed.json` is in the store."""
 
 
-Event = Union[
+Event = Union[  # noqa: UP007 - a table reads better than forty bars
     Started, Tick, StopRequested, Reloaded, DrillRequested, CheckpointRequested,
     MetadataAnswered, MetadataFailed,
     PreflightPassed, PreflightFailed, TrainerStarted, TrainerStartFailed, TrainerExited,

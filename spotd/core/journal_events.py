@@ -71,20 +71,26 @@ _TABLE = (
     (
         "checkpoint_rejected",
         "A checkpoint was not used",
-        "It is torn, damaged, changed too soon, or the trainer crashed from it. What stands in\n"
-        "the checkpoint directory is moved to .spotd-aside/, never deleted.",
+        (
+            "It is torn, damaged, changed too soon, or the trainer crashed from it. What stands\n"
+            "in the checkpoint directory is moved to .spotd-aside/, never deleted."
+        ),
     ),
     (
         "blind_start",
         "Training starts without the store",
-        "Nothing is on the disk and the store has not answered. When it does and has this run,\n"
-        "training is resumed from there.",
+        (
+            "Nothing is on the disk and the store has not answered. When it does and has this\n"
+            "run, training is resumed from there."
+        ),
     ),
     (
         "trainer_superseded",
         "The store is ahead of the trainer",
-        "The trainer was started while the store did not answer. It is stopped and resumed\n"
-        "from what the store has.",
+        (
+            "The trainer was started while the store did not answer. It is stopped and resumed\n"
+            "from what the store has."
+        ),
     ),
     ("trainer_started", "The trainer was started", "One attempt begins."),
     (
@@ -156,15 +162,19 @@ _TABLE = (
     (
         "scheduled_event",
         "EC2 has scheduled maintenance",
-        "See `aws ec2 describe-instance-status`; interruption.on_scheduled_event says what\n"
-        "spotd does about it.",
+        (
+            "See `aws ec2 describe-instance-status`; interruption.on_scheduled_event says what\n"
+            "spotd does about it."
+        ),
     ),
     ("stop_signal_sent", "The stop signal was sent", "Once, to the processes that catch it."),
     (
         "stop_signal_uncaught",
         "The trainer catches no stop signal",
-        "Sending it would only kill. It trains on to the margin while what it saved is stored.\n"
-        "A handler, or spotd_trainer, would save the steps since the last checkpoint.",
+        (
+            "Sending it would only kill. It trains on to the margin while what it saved is\n"
+            "stored. A handler, or spotd_trainer, would save the steps since the last checkpoint."
+        ),
     ),
     ("drained", "Safe to stop", "Everything that could be kept is kept. EC2 does the stopping."),
     (
@@ -194,8 +204,10 @@ _TABLE = (
     (
         "gave_up",
         "spotd has given up on the trainer",
-        "It crashed trainer.max_failures times in a row without progress. Its last lines are in\n"
-        "`spotd status`. Mend it, then: systemctl restart spotd",
+        (
+            "It crashed trainer.max_failures times in a row without progress. Its last lines are\n"
+            "in `spotd status`. Mend it, then: systemctl restart spotd"
+        ),
     ),
     (
         "directory_trouble",
@@ -210,8 +222,10 @@ _TABLE = (
     (
         "metrics_failed",
         "Figures cannot be shown or kept",
-        "metrics.textfile or metrics.listen cannot be used; the line says why. Nothing else is\n"
-        "touched by it.",
+        (
+            "metrics.textfile or metrics.listen cannot be used; the line says why. Nothing else\n"
+            "is touched by it."
+        ),
     ),
     (
         "message_sent",
@@ -221,8 +235,10 @@ _TABLE = (
     (
         "message_failed",
         "Nobody could be told",
-        "The webhook or the SNS topic of [notify] does not take a message. It is tried again for\n"
-        "a day, less and less often, also after a boot. `spotd notify-test` tries it now.",
+        (
+            "The webhook or the SNS topic of [notify] does not take a message. It is tried again\n"
+            "for a day, less and less often, also after a boot. `spotd notify-test` tries it now."
+        ),
     ),
     ("defect", "A defect in spotd", "Training is untouched. Please report it with this line."),
 )

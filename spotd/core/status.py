@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from spotd.core.deadline import PLANNED
 from spotd.core.state import Phase, newest_known, unstored
-from spotd.core.words import megabytes
 
 if TYPE_CHECKING:
     from spotd.core.state import Known, Now, State

@@ -175,7 +175,7 @@ class Stage:
             )
 
     def kill_daemon(self) -> None:
-        """kill -9 of the daemon alone; the trainer lives on."""
+        """Ends the daemon alone, with kill -9; the trainer lives on."""
         if self.daemon is not None:
             self.daemon.kill()
             self.daemon.wait()

@@ -23,7 +23,9 @@ def running():
     return state
 
 
-@pytest.mark.parametrize(("stopping", "phase"), [(True, Phase.BACKING_OFF), (None, Phase.COMPLETED)])
+@pytest.mark.parametrize(
+    ("stopping", "phase"), [(True, Phase.BACKING_OFF), (None, Phase.COMPLETED)]
+)
 def test_an_exit_0_completes_the_run_unless_the_trainer_said_it_was_stopping(stopping, phase):
     now = Now(20.0, 1_000_020.0)
     state, _ = step(running(), on.TrainerReported(step=5, stopping=stopping), now)

@@ -45,7 +45,7 @@ def test_pid_1_buries_orphans_passes_the_signal_on_and_ends_with_the_daemons_sta
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     try:
-        wait_until(lambda: (tmp_path / "seen").exists(), within=30, what="no zombie is left")
+        wait_until((tmp_path / "seen").exists, within=30, what="no zombie is left")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
