@@ -56,6 +56,8 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
         hold = k.hold if k.id in held or k.hold == "none" else None
         if k.id in held and hold is None and k.id != newest_id:
             hold = "link"  # held by a daemon that did not live to say so
+        if hold is None and k.hold is not None:
+            t.set(holding=t.state.holding - {k.id})  # it went: it may be asked for again
         if k.present != there or k.hold != hold:
             t.set_known(k.id, present=there, hold=hold)
     for unknown in sorted(held.keys() - {k.id for k in t.state.known}):

@@ -188,9 +188,17 @@ def _is_up_to_date(t: Turn, choice: Choice) -> bool:
 
 
 def _needs_no_store(t: Turn, choice: Choice) -> bool:
-    """Whether the lease on record is ours still, so that nobody can have stored anything."""
+    """Whether the lease on record is ours still, so that nobody can have stored anything.
+
+    Nobody but ourselves: the upload of a newer one may have ended without being recorded.
+    """
     ours = t.state.lease_until_wall - LEASE_SLACK > t.now.wall
-    return choice is not NOTHING and ours and _is_up_to_date(t, choice)
+    if choice is NOTHING or not ours or not _is_up_to_date(t, choice):
+        return False
+    parsed = parse_checkpoint_id(choice.id) if choice.id else None
+    return parsed is None or not any(
+        k.sequence > parsed[0] and not (k.stored or k.unsendable) for k in t.state.known
+    )
 
 
 def _has_waited_enough(t: Turn, choice: Choice) -> bool:
@@ -260,15 +268,8 @@ def on_fetched(t: Turn, event: on.Fetched) -> None:
         return
     c = event.checkpoint
     step = stored.step if stored is not None else c.step
-    others = tuple(k for k in t.state.known if k.id != event.id)
-    k = Known(
-        event.id, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, step,
-        stored.created if stored is not None else t.now.wall, durable=True, stored=True,
-    )  # fmt: skip
-    t.set(known=tuple(sorted((*others, k), key=lambda x: x.sequence)))
-    for old in others:
-        if old.name == c.name and old.present:
-            t.set_known(old.id, present=False)
+    _know_as(t, event.id, c, step)
+    t.set_known(event.id, durable=True)
     t.announce(
         "restore_finished",
         f"checkpoint {c.name} is back from the store in {t.now.mono - r.since:.1f} s",
@@ -277,6 +278,23 @@ def on_fetched(t: Turn, event: on.Fetched) -> None:
         **({} if step is None else {"step": step}),
     )
     _clear(t)
+
+
+def _know_as(t: Turn, checkpoint_id: str, c: LocalCheckpoint, step: int | None) -> None:
+    """What stands on the disk is what the store has under this id."""
+    parsed = parse_checkpoint_id(checkpoint_id)
+    if parsed is None:
+        return
+    stored = next((s for s in t.state.store.listed if s.id == checkpoint_id), None)
+    others = tuple(k for k in t.state.known if k.id != checkpoint_id)
+    k = Known(
+        checkpoint_id, parsed[0], c.name, c.kind, c.size, c.mtime_ns, c.fingerprint, step,
+        stored.created if stored is not None else t.now.wall, stored=True,
+    )  # fmt: skip
+    t.set(known=tuple(sorted((*others, k), key=lambda x: x.sequence)))
+    for old in others:
+        if old.name == c.name and old.present:
+            t.set_known(old.id, present=False)
 
 
 def on_fetch_failed(t: Turn, event: on.FetchFailed) -> None:
@@ -491,6 +509,12 @@ def on_started(t: Turn, event: on.TrainerStarted) -> None:
     t.announce("trainer_started", f"attempt {t.state.attempt} started {origin}", 5, **fields)
     if t.state.attempt > 1:
         t.set(counts=replace(t.state.counts, restarts=t.state.counts.restarts + 1))
+    if choice.id is not None and choice.id not in {k.id for k in t.state.known}:
+        # Restored by a spotd that did not live to record it: known by name, size and time.
+        found = () if local is None else local.checkpoints
+        for c in found:
+            if c.fingerprint == choice.fingerprint:
+                _know_as(t, choice.id, c, choice.step)
     if local is not None and keeping.register_newest(t, local.checkpoints, new=False) is None:
         keeping.hold_again(t)
     t.set_trainer(first_sequence=t.state.next_sequence)

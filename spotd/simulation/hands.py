@@ -123,7 +123,7 @@ class Hands(Part):
         disk = self.machine.disk
         held = disk.holds.get(action.id)
         file = disk.files.get(action.name)
-        if held is None:
+        if held is None or not held.whole:
             if file is None or file.torn or file.fingerprint != action.fingerprint:
                 self.daemon.post(on.HoldFailed(action.id, "it changed"))
                 return

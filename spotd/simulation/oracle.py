@@ -214,6 +214,10 @@ class Oracle:
     def let_go(self, machine: Machine, what: str) -> None:
         """Something on the disk was deleted: is the newest safe one still somewhere?"""
         order, checkpoint_id = self._durable.get(machine.name, (-1, ""))
+        daemon = machine.daemon
+        if daemon is not None and checkpoint_id in daemon.state.rejected:
+            self._durable.pop(machine.name, None)  # of a trainer that had started in the dark
+            return
         if order >= 0 and not self._anywhere(machine, order):
             self.broken("the last one stays", f"{checkpoint_id} was the newest whole one: {what}")
 

@@ -418,7 +418,7 @@ story(
     ends_in(Phase.FAILED),
     after_kill=lambda w: None,
     policy={"max_failures": 1},
-    settle=1200,
+    kill_anywhere=False,
 )
 story(
     "failed-then-hibernated",
