@@ -202,6 +202,7 @@ class Daemon:
             owner=(owner.uid, owner.gid),
             state_directory=self._own / "store",
             post=self._from_store,
+            spare=self._worker,
         )
         self.control = ControlServer(
             s.paths.runtime / "control.sock",

@@ -186,15 +186,11 @@ def test_a_daemon_with_a_runtime_directory_of_its_own_starts_no_second_trainer(b
     machine.wait_for_steps(3)
     text = machine.config.read_text()
     machine.config.write_text(text.replace(str(machine.runtime), str(machine.directory / "run2")))
-    first = machine.daemon
-    machine.start_daemon()
-    try:
-        wait_until((machine.directory / "run2" / "control.sock").exists, within=30, what="it")
-        machine.wait_for_steps(20)
-        assert len(trainers(machine)) == 1
-    finally:
-        first.kill()
-        first.wait()
+    second = machine.spotd("run")
+    assert second.returncode == 1
+    assert "another spotd" in second.stderr
+    machine.wait_for_steps(10)
+    assert len(trainers(machine)) == 1
 
 
 def test_a_reload_takes_over_what_can_change_and_names_what_cannot(build):
@@ -240,3 +236,18 @@ def test_the_trainer_gets_what_the_contract_says_and_nothing_of_the_daemons(buil
     assert told["MINE"] == "1"
     unwanted = {"SECRET_OF_THE_DAEMON", "NOTIFY_SOCKET", "WATCHDOG_USEC", "INVOCATION_ID"}
     assert not unwanted & set(told)
+
+
+def test_two_configurations_of_one_checkpoint_directory_never_train_in_it_at_once(build):
+    machine = build(name="one", run="same")
+    machine.boot()
+    machine.wait_for_steps(3)
+    directory = {"checkpoints": {"directory": str(machine.checkpoints)}}
+    other = build(name="two", run="same", sections=directory)
+    other.boot()
+    other.wait(
+        lambda: "another spotd" in other.status().get("line", ""), "the reason in the status"
+    )
+    assert other.steps() == []
+    machine.power_cut()
+    other.wait_for_steps(1)

@@ -77,13 +77,13 @@ def test_on_a_slow_line_training_is_untouched_and_only_the_newest_is_worth_sendi
 
 
 def test_a_cut_off_upload_is_continued_after_the_daemon_was_killed(build, network):
-    machine = build("--size", 12_000_000, s3=True, endpoint_url=network.endpoint_url)
+    machine = build("--size", 40_000_000, s3=True, endpoint_url=network.endpoint_url)
     machine.boot()
     machine.wait_for_steps(3)
-    network.set(Fault("throttle", rate=5_000_000))
+    network.set(Fault("throttle", rate=6_000_000))
     machine.pull("save")
     machine.wait(
-        lambda: (u := machine.status()["checkpoint"]["upload"]) and u["sent"] > 5_000_000,
+        lambda: (u := machine.status()["checkpoint"]["upload"]) and u["sent"] > 20_000_000,
         "a part of the upload",
     )
     machine.kill_daemon()
