@@ -147,6 +147,35 @@ def test_figures_can_be_scraped_and_go_on_after_a_boot(build, imds):
     assert found[("spotd_checkpoint_bytes_total",)] > 0
 
 
+def test_what_one_machine_cost_is_known_to_another_by_way_of_the_bucket(build, imds):
+    prices = {"cost": {"spot_price": 0.4, "on_demand_price": 1.0}}
+    first = build(s3=True, sections=prices)
+    first.boot()
+    first.wait_for_steps(10)
+    first.saved()
+    given = time.time()
+    imds.give_notice("terminate", in_seconds=120)
+    first.wait_for_event("drained", after=given)
+    assert first.stop_daemon() == 0  # as the shutdown does; the lease is given back
+    imds.withdraw()
+    imds.instance_id = "i-0fedcba9876543210"
+    second = build(s3=True, sections=prices, name="two", run=first.run)
+    second.boot()
+    second.wait_for_steps(3)
+
+    def bill():
+        return json.loads(second.spotd("cost", "--offline", "--json", check=True).stdout)
+
+    second.wait(lambda: bill().get("instances") == 2, "both instances in the bill")
+    found = bill()
+    assert found["boots"] == 2
+    assert found["running"]
+    assert found["sources"]["spot"] == "the configuration"
+    page = second.spotd("report", "--offline", "--output", "-", check=True).stdout
+    assert "i-0fedcba9876543210" in page
+    assert "i-0123456789abcdef0" in page
+
+
 def free_port():
     import socket
 

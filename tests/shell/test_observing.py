@@ -193,11 +193,18 @@ def test_looking_on_never_waits_for_a_disk_that_hangs(make, monkeypatch):
         release.set()
 
 
-def test_a_defect_in_it_is_told_and_it_goes_on(make, monkeypatch):
+def test_a_defect_in_it_is_told_once_and_it_goes_on(make, monkeypatch):
     found = make()
-    monkeypatch.setattr(found, "_expose", lambda: 1 / 0)
-    wait_until(lambda: found.lines, within=10, what="the defect")
-    assert found.lines[0].name == "defect"
+    turns = []
+
+    def broken():
+        turns.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(observer, "AFTER_DEFECT", 0.01)
+    monkeypatch.setattr(found, "_expose", broken)
+    wait_until(lambda: len(turns) > 2, within=10, what="more turns")
+    assert [line.name for line in found.lines] == ["defect"]
 
 
 # --- the endpoint --------------------------------------------------------------------

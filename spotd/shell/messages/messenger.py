@@ -6,6 +6,7 @@ four and so on up to five minutes, for a day; a new message is tried at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -126,7 +127,8 @@ class Messenger:
         lines = os.pread(self._output, 1 << 20, 0).splitlines()
         self._forget_output()
         for line in lines:
-            self._tell(json.loads(line))
+            with contextlib.suppress(ValueError):  # a library's warning, say
+                self._tell(json.loads(line))
         if status == 0:
             self._failures = 0
             self._troubles_are_over("helper")

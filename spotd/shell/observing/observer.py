@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PAUSE = 15.0  # seconds between two looks when nothing is announced
 SETTLE_TICK = 0.1  # seconds
+AFTER_DEFECT = 1.0  # seconds
 SAVE_EVERY = 60.0  # seconds between two writes of what may be lost
 SHORTEST_SAMPLE = 1.0  # seconds between two points of the curve
 # After these a power cut may come: what was counted is written at once.
@@ -98,6 +99,7 @@ class Observer:
         self._troubles: dict[str, str] = {}
         self._saved_at = time.monotonic()
         self._ending = False
+        self._defects: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     # --- called by the daemon --------------------------------------------------------
@@ -170,8 +172,10 @@ class Observer:
             return self._turn()
         except Exception as error:  # noqa: BLE001 - who looks on must not fall silent
             text = f"{error!r}\n{traceback.format_exc(limit=-4)}"
-            self._announce(Announce("defect", f"a defect in spotd: observer: {text}", 3))
-            time.sleep(1.0)
+            if repr(error) not in self._defects:  # said once: it may come with every turn
+                self._defects.add(repr(error))
+                self._announce(Announce("defect", f"a defect in spotd: observer: {text}", 3))
+            time.sleep(AFTER_DEFECT)
             return not self._ending
 
     def _turn(self) -> bool:
