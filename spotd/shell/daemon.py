@@ -94,11 +94,11 @@ class Daemon:
         self.notifier = Notifier()
         self._own = _private_directory(settings.paths.state / settings.run)
         _private_directory(settings.paths.runtime)
-        # Two spotd never run one trainer, whatever paths they were given.
+        # Two spotd never run one trainer, whatever paths they were given: the checkpoint
+        # directory itself is claimed by who opens it, and it may have to be made first.
         self._locks = [
             *_lock_file(settings.paths.runtime / "lock"),
             *_lock_file(self._own / "lock"),
-            *_lock_directory(settings.checkpoints.directory),
         ]
         self.history = History(self._own / "history.jsonl")
         self.watcher: MetadataWatcher
@@ -445,15 +445,6 @@ def _lock_file(path: Path) -> list[int]:
             hint="run as root, or set paths.state and paths.runtime to places of your own",
         ) from e
     return [_flock(fd, path.parent)]
-
-
-def _lock_directory(path: Path) -> list[int]:
-    """Locks the checkpoint directory itself, if it is there yet; nothing is written to it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return []  # looked after, and told of, by those who need it
-    return [_flock(fd, path)]
 
 
 def _flock(fd: int, path: Path) -> int:

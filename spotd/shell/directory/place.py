@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -73,10 +74,22 @@ def open_place(path: str, owner: Owner, *, create: bool) -> int:
         raise PlaceError(f"{path} cannot be opened: {error.strerror}") from error
     try:
         _check_writable(descriptor, path, owner)
+        _claim(descriptor, path)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _claim(descriptor: int, path: str) -> None:
+    """Two spotd never handle one directory, whatever their configurations say."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "stop the other one; each run has a checkpoint directory of its own"
+        raise PlaceError(f"{path} is in use by another spotd", hint) from error
+    except OSError:
+        return  # a network filesystem that locks no directories: the lease has to do
 
 
 def _make(path: str, owner: Owner, *, create: bool) -> int:
