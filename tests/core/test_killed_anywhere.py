@@ -36,4 +36,4 @@ def test_spotd_killed_at_any_moment_of_any_scenario_comes_back_right():
             total += moments
             wrong += [f"{name}: {w}" for w in found]
     assert wrong == []
-    assert total > 5000
+    assert total > 5000  # moments
