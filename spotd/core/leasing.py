@@ -238,10 +238,9 @@ def trouble(t: Turn, reason: str, hint: str) -> None:
     t.set_store(failures=store.failures + 1, reason=reason, hint=hint, announced=True)
     if news:
         advice = f". {hint}" if hint else ""
+        goes_on = "Training goes on; spotd" if t.state.trainer is not None else "spotd"
         t.announce(
-            "store_failed",
-            f"the store does not answer: {reason}{advice}. Training goes on; spotd tries again",
-            4,
+            "store_failed", f"the store does not answer: {reason}{advice}. {goes_on} tries again", 4
         )
 
 

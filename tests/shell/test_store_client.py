@@ -357,3 +357,18 @@ def test_a_checkpoint_that_is_gone_can_never_be_stored(daemon, tmp_path):
     failed = one.stored(1, "nothing.pt")
     assert isinstance(failed, events.UploadFailed)
     assert failed.gone
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"format": 1, "run": "another"}', b"\xff"])
+def test_a_completed_json_that_is_not_this_runs_is_not_believed(tmp_path, body):
+    from types import SimpleNamespace
+
+    from spotd.shell.store.api import list_checkpoints
+
+    (tmp_path / "store" / "r").mkdir(parents=True)
+    (tmp_path / "store" / "r" / "completed.json").write_bytes(body)
+    settings = SimpleNamespace(
+        url=f"file://{tmp_path}/store", endpoint_url=None, region=None, storage_class=None,
+        server_side_encryption=None, kms_key_id=None, bandwidth_limit=None,
+    )  # fmt: skip
+    assert list_checkpoints(settings, "r").completed is False

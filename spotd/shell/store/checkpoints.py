@@ -111,12 +111,18 @@ class CheckpointStore:
         return schema.parse_manifest(blob.data, run=self.run, checkpoint=checkpoint)
 
     def completed(self) -> bool:
-        """Whether the run is complete."""
+        """Whether the run is complete: completed.json is there, and is this run's.
+
+        One that says nothing of the kind is not believed: a complete run that is started
+        again ends at once, an incomplete one that is not would be lost.
+        """
+        limit = 64 * 1024
         try:
-            self.store.get(COMPLETED, limit=64 * 1024)
-        except NotFound:
+            data = self.store.get(COMPLETED, limit=limit).data
+            document = schema.parse_json_object(data, COMPLETED, limit)
+        except (NotFound, schema.ManifestError):
             return False
-        return True
+        return document.get("format") == 1 and document.get("run") == self.run
 
     def complete(self) -> None:
         """Notes that the run is complete."""
