@@ -12,6 +12,7 @@ found again by looking.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ class StateStore:
         data = json.dumps(record, separators=(",", ":"), sort_keys=True).encode()
         try:
             temporary = self._volatile.with_suffix(".tmp")
-            temporary.write_bytes(data)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(data)
             temporary.replace(self._volatile)
         except OSError as e:
             self._report(f"cannot write {self._volatile}: {e.strerror}")
