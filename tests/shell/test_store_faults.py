@@ -473,6 +473,19 @@ def test_a_manifest_that_lies_is_listed_as_damaged_and_never_restored(tmp_path):
     bench.close()
 
 
+def test_what_arrived_of_a_damaged_checkpoint_does_not_stay_on_the_disk(tmp_path):
+    bench = Bench(tmp_path, file_settings(tmp_path))
+    content = write_file(bench.directory / "a.pt", 2 * MIB)
+    bench.upload(1, "a.pt")
+    bench.store.put("checkpoints/00000001-a.pt/a.pt", content[:-1] + bytes([content[-1] ^ 1]))
+    (bench.directory / "a.pt").unlink()
+    with pytest.raises(Damaged):
+        restored(bench, "00000001-a.pt")
+    (target,) = tmp_path.rglob("restored-*")
+    assert list(target.rglob("*")) == []
+    bench.close()
+
+
 def test_receiving_into_a_piece_writes_nowhere_else(bench):
     content = write_file(bench.directory / "a.pt", 3 * MIB)
     bench.upload(1, "a.pt")

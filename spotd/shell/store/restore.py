@@ -29,7 +29,7 @@ from spotd.shell.directory.tree import (
 from spotd.shell.store.checkpoints import object_key
 from spotd.shell.store.checksum import algorithm_of
 from spotd.shell.store.directory import read_checksum
-from spotd.shell.store.protocol import Damaged, Flow, ObjectStore, Piece
+from spotd.shell.store.protocol import Damaged, Flow, NotFound, ObjectStore, Piece
 from spotd.shell.store.staging import (
     check_space,
     directory_in,
@@ -148,7 +148,13 @@ class Restore:
             fetch = _Fetch(self, place, manifest, arrived)
             have = fetch.check_arrived()
             check_space(root, manifest.size - have)
-            fetch.receive()
+            try:
+                fetch.receive()
+            except (Damaged, NotFound):
+                # Another try would find the same: what has arrived is only in the way.
+                remove_tree(own, manifest.id)
+                arrived.path.unlink(missing_ok=True)
+                raise
             fetch.finish_directories()
             move_in(root, place, manifest.name)
             remove_tree(own, manifest.id)
