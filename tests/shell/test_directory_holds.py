@@ -200,6 +200,16 @@ def test_an_id_longer_than_a_name_may_be_is_held_too(world):
     assert world.content_of(held) == data
 
 
+def test_what_is_held_stays_held_when_asked_again_after_the_original_was_written_over(world):
+    checkpoint, data = save(world, "ckpt.pt", 1)
+    held, _ = world.hold(checkpoint)
+    save(world, "ckpt.pt", 2)
+    world.directory.hold(Hold(held, checkpoint.name, checkpoint.fingerprint))
+    assert world.wait(Held).id == held
+    assert world.wait(Durable).id == held
+    assert world.content_of(held) == data
+
+
 def test_holding_the_same_id_again_replaces_it(world):
     checkpoint, data = save(world, "step-1.pt")
     world.hold(checkpoint)

@@ -72,6 +72,12 @@ class Handling:
         if root is None:
             self._post(HoldFailed(action.id, _GONE))
             return
+        have = self._holds.get(action.id)
+        if have is not None and have.mode != NONE and have.original == action.fingerprint:
+            # Asked again after a restart, to know it durable: what became of the original
+            # since then does not matter.
+            self._held(root, have)
+            return
         try:
             checkpoint = self._meant(root, action)
             overwritten = action.name in self._candidates.overwritten
