@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -74,12 +75,21 @@ class Clocked(MetadataSimulator):
         return found
 
 
+class OnTmpfs(Stage):
+    """`paths.runtime` in memory, as /run is."""
+
+    @property
+    def runtime(self) -> Path:
+        base = Path("/dev/shm")
+        return (base if base.is_dir() else self.directory) / f"spotd-bench-{os.getpid()}"
+
+
 def through_spotd(where: Path, rounds: int, *, megabytes: int) -> list[float]:
     """Milliseconds of each round; with megabytes, saves of that size are under way."""
     (where / "store").mkdir(parents=True)
     found = []
     with Clocked() as imds:
-        stage = Stage(
+        stage = OnTmpfs(
             directory=where / "machine",
             command=[sys.executable, "-S", "-c", TRAINER, str(megabytes)],
             store_url=f"file://{where}/store",
@@ -115,6 +125,7 @@ def through_spotd(where: Path, rounds: int, *, megabytes: int) -> list[float]:
                 stage.power_cut()
         finally:
             stage.power_cut()
+            shutil.rmtree(stage.runtime, ignore_errors=True)
     return found
 
 
