@@ -136,7 +136,9 @@ def open_place():
 def small_disk(as_root, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", place], check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", place], check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("needs to be allowed to mount a tmpfs")
     yield place
