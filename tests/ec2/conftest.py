@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import time
 from contextlib import suppress
 
@@ -80,6 +81,10 @@ class Run:
     def launch(self, *arguments):
         """Launches and does not watch."""
         return self.spotd("launch", "--until", "launched", *arguments)
+
+    def completion(self):
+        """What the daemon writes into completed.json."""
+        return json.dumps({"format": 1, "run": self.name}).encode()
 
     def open_store(self):
         return open_store(StoreSettings.of(load(str(self.config)).store), self.name)

@@ -252,7 +252,7 @@ def test_a_dry_run_says_that_the_permission_is_missing(run, cloud):
 
 
 def test_a_complete_run_is_not_launched(run, cloud):
-    run.open_store().put("completed.json", b"{}")
+    run.open_store().put("completed.json", run.completion())
     status, _, err = run.launch()
     assert status == 1
     assert "is complete" in err

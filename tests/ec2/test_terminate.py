@@ -109,7 +109,7 @@ def test_an_interrupted_instance_whose_disk_may_hold_more_is_not_ended(launched,
 
 def test_a_complete_run_may_end_whatever_else(launched, cloud):
     launched.take_lease(launched.instance.id)
-    launched.open_store().put("completed.json", b"{}")
+    launched.open_store().put("completed.json", launched.completion())
     assert launched.spotd("terminate", "--yes")[0] == 0
     assert cloud.instances(launched.name) == []
 
