@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 
@@ -7,6 +8,8 @@ import pytest
 from account_kit import _moto, account  # noqa: F401 - fixtures
 
 from spotd.testing.seaweed import Seaweed, find_weed
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 def _certificate(place):
@@ -21,6 +24,13 @@ def _certificate(place):
         check=True, capture_output=True,
     )  # fmt: skip
     return certificate, key
+
+
+@pytest.fixture(autouse=True)
+def no_orphans_of_other_tests():
+    """A trainer host inside the test process makes it a subreaper, which no later test expects."""
+    yield
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture(scope="session")

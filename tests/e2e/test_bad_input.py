@@ -281,6 +281,6 @@ def test_garbage_on_the_control_socket_harms_nobody(build):
         s = socket.socket(socket.AF_UNIX)
         s.connect(path)
         held.append(s)
-    assert machine.status()["state"] == "running"
+    machine.wait_for_state("running")
     for s in held:
         s.close()

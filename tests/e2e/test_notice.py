@@ -66,9 +66,10 @@ def test_a_trainer_that_does_not_catch_the_signal_trains_on_to_the_margin(build,
     killed = machine.wait_for_event("trainer_killed")
     assert machine.last_step() > at_notice + 25
     assert killed["time"] >= notice["time"] + notice["seconds_left"] - 1.6
-    newest = machine.wait_for_state("drained")["checkpoint"]["newest"]
-    assert newest["stored"]
-    assert newest["step"] == machine.last_step() // 25 * 25
+    machine.wait_for_state("drained")
+    # What it saved in the very last moment may come too late; what it saved before did not.
+    stored = [e for e in machine.named("checkpoint_stored") if e["time"] > notice["time"]]
+    assert stored[-1]["step"] >= (machine.last_step() // 25 - 2) * 25
     assert machine.named("stop_signal_sent") == []
 
 

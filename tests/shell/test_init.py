@@ -26,8 +26,12 @@ subprocess.run(["sh", "-c", "(sleep 0.05 & echo orphan; exec true)"])
 print("ready", os.getpid(), flush=True)
 while True:
     time.sleep(0.05)
-    states = [open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0]
-              for p in os.listdir("/proc") if p.isdigit()]
+    states = []
+    for p in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            states.append(open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0])
+        except OSError:
+            pass  # it has just been buried
     if "Z" not in states and not os.path.exists("seen"):
         open("seen", "w").close()
 """
