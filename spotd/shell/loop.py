@@ -92,12 +92,19 @@ class Loop:
     def run(self) -> int:
         """Runs until the core says `Exit`; returns the exit status."""
         while self._exit is None:
-            self._notifier.status(status_line(self.state, clock()))
+            self._tell()
             event = self._next()
             if event is not None:
                 self.handle(event)
-            self._notifier.alive()
         return self._exit
+
+    def _tell(self) -> None:
+        """Tells systemd how things are; a defect in the telling must not end the deciding."""
+        try:
+            self._notifier.alive()
+            self._notifier.status(status_line(self.state, clock()))
+        except Exception as e:  # noqa: BLE001 - as in `handle`
+            self._defect(f"status: {e!r}")
 
     def _next(self) -> on.Event | None:
         """Waits for an event, or for the core's next timer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import sdnotify
@@ -13,6 +14,7 @@ class Notifier:
 
     Nothing here waits: systemd's queue may be full while it is busy itself, and the loop
     that speaks is the one that decides. What must arrive is sent again with the next word.
+    A reload speaks from a thread of its own, hence the lock.
     """
 
     def __init__(self) -> None:
@@ -22,6 +24,7 @@ class Notifier:
             self._socket.setblocking(False)
         self._status = ""
         self._owed: list[str] = []
+        self._lock = threading.Lock()  # never held across anything that waits
         usec = os.environ.get("WATCHDOG_USEC", "")
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         seconds = int(usec) / 1e6 if usec.isdigit() and ours else 0.0
@@ -41,9 +44,15 @@ class Notifier:
 
     def _say(self, text: str) -> None:
         """Says what must not be lost, after what was said before it."""
-        self._owed.append(text)
-        while self._owed and self._send(self._owed[0]):
-            del self._owed[0]
+        with self._lock:
+            self._owed.append(text)
+        self._pay()
+
+    def _pay(self) -> None:
+        """Sends what is still owed, in its order, as far as systemd takes it."""
+        with self._lock:
+            while self._owed and self._send(self._owed[0]):
+                del self._owed[0]
 
     def ready(self) -> None:
         """The unit is up: notices are watched for. A long restore may still be ahead."""
@@ -56,8 +65,7 @@ class Notifier:
 
     def alive(self) -> None:
         """Called by the deciding loop and by nothing else, so that it vouches for the loop."""
-        while self._owed and self._send(self._owed[0]):
-            del self._owed[0]
+        self._pay()
         if self.watchdog_interval is None:
             return
         now = time.monotonic()
