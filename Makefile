@@ -17,8 +17,11 @@ $(STAMP): pyproject.toml packaging/bootstrap.sh
 demo: $(STAMP)
 	$(BIN)/spotd demo
 
+# A worker a core; with `loadgroup` each takes one test after the other, in the order of
+# tests/conftest.py (the other ways hand out a quarter of the suite at once).
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder \
+		$(PYTEST_ARGS)
 
 # The tests that need neither torch nor a container: seconds, for the edit loop.
 test-quick: $(STAMP)

@@ -26,6 +26,18 @@ def _certificate(place):
     return certificate, key
 
 
+FIRST = ("tests/systemd/", "tests/trainer/", "tests/e2e/")  # where the long ones are
+
+
+def pytest_collection_modifyitems(items):
+    """For `make test`, whose workers take tests one by one: a long one must not be the last."""
+
+    def rank(item):
+        return next((n for n, under in enumerate(FIRST) if item.nodeid.startswith(under)), 3)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(autouse=True)
 def no_orphans_of_other_tests():
     """A trainer host inside the test process makes it a subreaper, which no later test expects."""

@@ -134,6 +134,10 @@ class Cloud:
         command += [f"-ip={GATEWAY}", f"-ip.bind={GATEWAY}", f"-s3.port={S3_PORT}"]
         command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += ["-master.telemetry=false"]
+        # It talks to itself over /tmp/seaweedfs-*-<port>.sock, whatever its network namespace:
+        # a second one there with the same ports would be talking to this one.
+        alone = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
+        command = ["unshare", "--mount", "--propagation=private", "sh", "-c", alone, "sh", *command]
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
         self._s3 = self._spawn(command, "weed", {**os.environ, **keys})
         self.net.call(_answers, self.s3_url)
