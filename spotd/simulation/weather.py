@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHUNK = 250  # schedules a worker takes at a time
+LOG_EVERY = 30.0  # seconds between two lines of progress in a file
 SETTLE = 3 * 3600.0  # seconds of quiet in which everything must come to rest
 
 
@@ -228,13 +230,14 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
 
 @dataclass
 class Tally:
-    """What many schedules came to."""
+    """What many schedules came to. `cut_short`: somebody pressed Ctrl-C."""
 
     schedules: int = 0
     steps: int = 0
     seconds: float = 0.0
     phases: Counter[tuple[Phase, Phase]] = field(default_factory=Counter)
     failed: list[tuple[int, list[str]]] = field(default_factory=list)
+    cut_short: bool = False
 
     def add(self, other: Tally) -> None:
         """Takes another tally in."""
@@ -272,14 +275,17 @@ def play_many(
         range(s, min(s + CHUNK, seed + schedules)) for s in range(seed, seed + schedules, CHUNK)
     ]
     total = Tally()
-    with Pool(workers) as pool:
-        for tally in pool.imap_unordered(play, chunks):
-            total.add(tally)
-            if on_progress is not None:
-                on_progress(total)
-            if len(total.failed) >= stop_after:
-                pool.terminate()
-                break
+    # Ctrl-C is for whoever asked; the workers are ended with the pool.
+    with Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            for tally in pool.imap_unordered(play, chunks):
+                total.add(tally)
+                if on_progress is not None:
+                    on_progress(total)
+                if len(total.failed) >= stop_after:
+                    break
+        except KeyboardInterrupt:
+            total.cut_short = True
     return total
 
 
@@ -312,14 +318,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.only is not None:
         return _tell(args.only, whole=args.whole)
-    begin = time.perf_counter()
+    begin = said = time.perf_counter()
 
     def progress(tally: Tally) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{tally.schedules} schedules")
+        nonlocal said
+        often = sys.stderr.isatty()
+        if time.perf_counter() - said > (0.5 if often else LOG_EVERY):
+            said = time.perf_counter()
+            text = f"{tally.schedules} schedules, {len(tally.failed)} failed, {said - begin:.0f} s"
+            sys.stderr.write(f"\r{text}" if often else f"{text}\n")
 
     tally = play_many(args.schedules, args.seed, workers=args.workers, on_progress=progress)
     seconds = time.perf_counter() - begin
+    if tally.cut_short:
+        _say(f"cut short after {tally.schedules} of {args.schedules} schedules")
     _say(
         f"{tally.schedules} schedules, {tally.seconds / 86400 / 365.25:.1f} years of Spot, "
         f"{tally.steps} decisions in {seconds:.0f} s, {len(tally.failed)} failed"
@@ -329,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"seed {seed}: {found[0]}")
     if tally.failed:
         _say(explain(min(tally.failed)[0]))
-    return 1 if tally.failed else 0
+    return 1 if tally.failed or tally.cut_short else 0
 
 
 def _say(text: str) -> None:
