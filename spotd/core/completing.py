@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import leasing
-from spotd.core.state import Phase, Turn, newest_known, unstored
+from spotd.core.state import Phase, newest_known, unstored
+
+if TYPE_CHECKING:
+    from spotd.core.turn import Turn
 
 
 def advance(t: Turn) -> None:

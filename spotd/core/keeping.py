@@ -12,11 +12,13 @@ from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.checkpoint import LocalCheckpoint, checkpoint_id, parse_checkpoint_id
 from spotd.core.resume import is_newer, newest
-from spotd.core.state import Known, Turn, newest_known
+from spotd.core.state import Known, newest_known
 from spotd.core.words import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from spotd.core.turn import Turn
 
 
 def on_seen(t: Turn, event: on.CheckpointSeen) -> None:

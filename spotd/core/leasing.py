@@ -12,10 +12,11 @@ from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import keeping
 from spotd.core.resume import is_newer, same_content
-from spotd.core.state import Known, Turn, Upload
+from spotd.core.state import Known, Upload
 
 if TYPE_CHECKING:
     from spotd.core.checkpoint import StoredCheckpoint
+    from spotd.core.turn import Turn
 
 RETRY_MIN = 2.0  # seconds between tries while the store fails, doubled to RETRY_MAX
 RETRY_MAX = 60.0

@@ -9,9 +9,9 @@ moment follows from four things that change independently of each other:
 
 - the **trainer**: none, being started, running, told to stop;
 - the **resume** under way, if any: looking at disk and store, fetching, clearing, starting
-  (`spotd.core.resuming`);
+  (`spotd.core.resuming`, `restoring`, `starting`);
 - the **interruption** under way, if any: a notice, a stop of the daemon, a drill
-  (`spotd.core.interrupting`);
+  (`spotd.core.noticing`, `interrupting`);
 - the **store**: lease, listing, upload (`spotd.core.storing`).
 
 The *phase* is what a person sees of it, and `spotd.core.state.TRANSITIONS` says which may
@@ -51,14 +51,18 @@ from spotd.core import (
     interrupting,
     keeping,
     leasing,
+    noticing,
     record,
+    restoring,
     resuming,
+    starting,
     storing,
     training,
 )
 from spotd.core import events as on
 from spotd.core.deadline import WINDOW
-from spotd.core.state import Phase, Policy, State, Trainer, Turn
+from spotd.core.state import Phase, Policy, State, Trainer
+from spotd.core.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +98,7 @@ def advance(t: Turn) -> None:
     resuming.advance(t)
     storing.advance(t)
     completing.advance(t)
-    interrupting.advance_metadata(t)
+    noticing.advance_metadata(t)
 
 
 def wake_at(state: State, now: Now) -> float | None:
@@ -111,7 +115,7 @@ def wake_at(state: State, now: Now) -> float | None:
         times += [None if i.stopped_uploads else i.kill_at, i.resume_at]
     m = state.metadata
     if m.last_ok is not None and not m.announced:
-        times.append(m.last_ok + interrupting.SILENCE * max(state.policy.poll_interval, 5.0))
+        times.append(m.last_ok + noticing.SILENCE * max(state.policy.poll_interval, 5.0))
     due = [x for x in times if x is not None and x > now.mono]
     return min(due, default=None)
 
@@ -317,12 +321,12 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.Reloaded: on_reloaded,
     on.DrillRequested: interrupting.on_drill,
     on.CheckpointRequested: training.on_checkpoint_requested,
-    on.MetadataAnswered: interrupting.on_metadata,
-    on.MetadataFailed: interrupting.on_metadata_failed,
-    on.PreflightPassed: resuming.on_preflight_passed,
-    on.PreflightFailed: resuming.on_preflight_failed,
-    on.TrainerStarted: resuming.on_started,
-    on.TrainerStartFailed: resuming.on_start_failed,
+    on.MetadataAnswered: noticing.on_metadata,
+    on.MetadataFailed: noticing.on_metadata_failed,
+    on.PreflightPassed: starting.on_preflight_passed,
+    on.PreflightFailed: starting.on_preflight_failed,
+    on.TrainerStarted: starting.on_started,
+    on.TrainerStartFailed: starting.on_start_failed,
     on.TrainerExited: training.on_exited,
     on.TrainerReported: training.on_reported,
     on.SignalSent: training.on_signal_sent,
@@ -334,9 +338,9 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.Held: keeping.on_held,
     on.HoldFailed: keeping.on_hold_failed,
     on.Durable: keeping.on_durable,
-    on.SetAsideDone: resuming.on_set_aside,
-    on.Reinstated: resuming.on_reinstated,
-    on.ReinstateFailed: resuming.on_reinstate_failed,
+    on.SetAsideDone: starting.on_set_aside,
+    on.Reinstated: restoring.on_reinstated,
+    on.ReinstateFailed: restoring.on_reinstate_failed,
     on.DirectoryTrouble: resuming.on_directory_trouble,
     on.StoreOpened: leasing.on_opened,
     on.LeaseRefused: leasing.on_refused,
@@ -346,9 +350,9 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.Uploaded: storing.on_uploaded,
     on.UploadFailed: storing.on_upload_failed,
     on.UploadsStopped: storing.on_uploads_stopped,
-    on.FetchProgressed: resuming.on_fetch_progress,
-    on.Fetched: resuming.on_fetched,
-    on.FetchFailed: resuming.on_fetch_failed,
+    on.FetchProgressed: restoring.on_fetch_progress,
+    on.Fetched: restoring.on_fetched,
+    on.FetchFailed: restoring.on_fetch_failed,
     on.DeletedFromStore: storing.on_deleted,
     on.CompletionStored: completing.on_completion_stored,
 }

@@ -7,14 +7,19 @@ checkpoint goes next and what it has made useless is skipped.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import keeping, leasing
 from spotd.core.checkpoint import StoredCheckpoint
 from spotd.core.deadline import worth_preempting
 from spotd.core.retention import superfluous
-from spotd.core.state import Known, State, Turn, Upload, newest_known, unstored
+from spotd.core.state import Known, State, Upload, newest_known, unstored
 from spotd.core.words import megabytes
+
+if TYPE_CHECKING:
+    from spotd.core.turn import Turn
 
 RATE_FLOOR = 1 << 20  # bytes; smaller uploads say nothing about the link
 

@@ -15,10 +15,11 @@ from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import keeping, resuming, storing
 from spotd.core.restart import backoff, checkpoint_to_blame
-from spotd.core.state import Known, Phase, Turn
+from spotd.core.state import Known, Phase
 
 if TYPE_CHECKING:
     from spotd.core.state import Trainer
+    from spotd.core.turn import Turn
 
 RECHECK_UNCAUGHT = 1.0  # seconds: a trainer that still imports torch catches nothing yet
 HUNG_GRACE = 60.0  # seconds a trainer without progress has to save after the stop signal

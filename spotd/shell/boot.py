@@ -8,7 +8,9 @@ after a crash, a power loss, or a stop that did not wait.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,3 +72,14 @@ def classify(
     if isinstance(interruption, dict) and interruption.get("source") == "notice":
         return "interrupted"
     return "reboot" if clean_boot_id == record.get("boot_id") else "power-loss"
+
+
+def machine_name() -> str:
+    """Returns a name for a machine that is no cloud instance: stable, and not its secret id."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    # machine-id(5) asks that the id itself be kept confidential.
+    digest = hashlib.sha256(f"spotd {machine}".encode()).hexdigest()[:8]
+    return f"{socket.gethostname()}-{digest}"

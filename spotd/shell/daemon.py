@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import pwd
 import signal
-import socket
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spotd.config import load
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.checkpoint import parse_checkpoint_id
-from spotd.core.state import Policy, State
+from spotd.core.state import State
 from spotd.core.status import status_of
 from spotd.errors import ConfigError, SpotdError
 from spotd.shell import unit
-from spotd.shell.boot import classify, this_boot
+from spotd.shell.boot import classify, machine_name, this_boot
+from spotd.shell.claims import claim, own_directory
 from spotd.shell.control import ControlServer
 from spotd.shell.directory.directory import CheckpointDirectory
 from spotd.shell.directory.place import Owner
@@ -32,6 +29,7 @@ from spotd.shell.journal import Journal
 from spotd.shell.loop import Loop, clock
 from spotd.shell.notify import Notifier
 from spotd.shell.observing.observer import Observer
+from spotd.shell.policy import policy_of
 from spotd.shell.statestore import StateStore
 from spotd.shell.store.client import StoreClient
 from spotd.shell.store.source import UploadSource
@@ -40,6 +38,7 @@ from spotd.shell.trainer_socket import TrainerSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from spotd.config import Settings
     from spotd.core.events import Event
@@ -48,31 +47,6 @@ if TYPE_CHECKING:
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
 TELLING = 20.0  # seconds people may take to be told before the instance is ended
 LAST_WORDS = 3.0  # seconds the lease's release may take at the end
-
-
-def policy_of(settings: Settings) -> Policy:
-    """Returns what the core needs of the configuration."""
-    trainer, interruption = settings.trainer, settings.interruption
-    return Policy(
-        margin=interruption.margin,
-        on_rebalance=interruption.on_rebalance,
-        on_scheduled_event=interruption.on_scheduled_event,
-        not_carried_out_after=interruption.not_carried_out_after,
-        stop_timeout=interruption.stop_timeout,
-        stop_signal=trainer.stop_signal,
-        checkpoint_signal=trainer.checkpoint_signal,
-        preflight=trainer.preflight is not None,
-        preflight_timeout=trainer.preflight_timeout,
-        backoff_min=trainer.backoff_min,
-        backoff_max=trainer.backoff_max,
-        max_failures=trainer.max_failures,
-        progress_timeout=trainer.progress_timeout,
-        keep_local=settings.checkpoints.keep_local,
-        keep=settings.store.keep,
-        start_timeout=settings.store.start_timeout,
-        completion_action=settings.completion.action,
-        poll_interval=settings.imds.poll_interval,
-    )
 
 
 class Daemon:
@@ -92,13 +66,13 @@ class Daemon:
         self.boot = this_boot()
         self.journal = Journal()
         self.notifier = Notifier()
-        self._own = _private_directory(settings.paths.state / settings.run)
-        _private_directory(settings.paths.runtime)
+        self._own = own_directory(settings.paths.state / settings.run)
+        own_directory(settings.paths.runtime)
         # Two spotd never run one trainer, whatever paths they were given: the checkpoint
         # directory itself is claimed by who opens it, and it may have to be made first.
         self._locks = [
-            *_lock_file(settings.paths.runtime / "lock"),
-            *_lock_file(self._own / "lock"),
+            *claim(settings.paths.runtime / "lock"),
+            *claim(self._own / "lock"),
         ]
         self.history = History(self._own / "history.jsonl")
         self.watcher: MetadataWatcher
@@ -401,17 +375,6 @@ class Daemon:
             self._announce(do.Announce("state_unwritable", f"{reason}. {hint}", 3))
 
 
-def machine_name() -> str:
-    """Returns a name for a machine that is no cloud instance: stable, and not its secret id."""
-    try:
-        machine = Path("/etc/machine-id").read_text().strip()
-    except OSError:
-        machine = ""
-    # machine-id(5) asks that the id itself be kept confidential.
-    digest = hashlib.sha256(f"spotd {machine}".encode()).hexdigest()[:8]
-    return f"{socket.gethostname()}-{digest}"
-
-
 def _owner(user: str | None) -> Owner:
     """Returns the trainer's user; the daemon's own while it does not exist (yet)."""
     if user is None:
@@ -422,41 +385,3 @@ def _owner(user: str | None) -> Owner:
         return Owner(os.geteuid(), os.getegid())
     groups = os.getgrouplist(user, entry.pw_gid)
     return Owner(entry.pw_uid, entry.pw_gid, tuple(groups))
-
-
-def _private_directory(path: Path) -> Path:
-    try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as e:
-        raise SpotdError(
-            f"cannot make {path}: {e.strerror}",
-            hint="run as root, or set paths.state and paths.runtime to places of your own",
-        ) from e
-    return path
-
-
-def _lock_file(path: Path) -> list[int]:
-    """Takes a lock that goes with the process, however it ends."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as e:
-        raise SpotdError(
-            f"cannot open {path}: {e.strerror}",
-            hint="run as root, or set paths.state and paths.runtime to places of your own",
-        ) from e
-    return [_flock(fd, path.parent)]
-
-
-def _flock(fd: int, path: Path) -> int:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(fd)
-        raise SpotdError(
-            f"another spotd runs with {path}",
-            hint="`spotd status` asks it; a second run needs its own paths.state, paths.runtime "
-            "and checkpoint directory",
-        ) from e
-    except OSError:
-        return fd  # a file system without locks: the other ones hold
-    return fd

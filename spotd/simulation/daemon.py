@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core.interrupting import SILENCE, STEADY
 from spotd.core.lifecycle import step, wake_at
-from spotd.core.state import Now, State, changed
+from spotd.core.noticing import SILENCE, STEADY
+from spotd.core.state import Now, State
+from spotd.core.turn import changed
 from spotd.simulation.hands import Hands
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from scenarios import SCENARIOS
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core.state import TRANSITIONS, Turn
+from spotd.core.state import TRANSITIONS
+from spotd.core.turn import Turn
 from spotd.simulation.world import World
 
 GOLDEN = Path(__file__).parent / "golden"
