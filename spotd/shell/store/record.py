@@ -10,7 +10,8 @@ One file per checkpoint id in the state directory, lines of JSON, only appended 
 The beginning of a multipart upload is fsynced before its first part is sent: what costs
 storage can always be found and cleaned up again. Parts are not: those that a power cut
 takes from the record are found by asking the store. `stat` is (size, mtime_ns, inode) of
-the source: a file that was rewritten in between starts over.
+the source: a file that was rewritten in between starts over. It is `GROWING` for one that
+was still being written.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ FORMAT = 1
 _BATCH = 64  # lines about whole files that may be lost in a crash
 _BATCH_SECONDS = 0.2
 Stat = tuple[int, int, int]  # size, mtime_ns, inode
+# Of a file that was being written when its upload began (`spotd.shell.store.ahead`): what
+# was sent of it is worth what its checksums are, and nothing else vouches for it.
+GROWING: Stat = (-1, -1, -1)
 
 
 @dataclass(slots=True)
@@ -112,6 +116,11 @@ class UploadRecord:
             self.begun.pop(path, None)
             self.done.pop(path, None)
             self._write({"forget": path})
+
+    @property
+    def growing(self) -> bool:
+        """Whether a file in it was begun before it was whole."""
+        return any(begun.stat == GROWING for begun in self.begun.values())
 
     def close(self) -> None:
         """Closes the file; the record stays."""

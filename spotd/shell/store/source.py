@@ -58,7 +58,7 @@ class SourceFile:
 
     @property
     def stat(self) -> tuple[int, int, int]:
-        """Returns what `transfer.stat_of` must say of the open file."""
+        """Returns what `large.stat_of` must say of the open file."""
         return self.entry.size, self.entry.mtime_ns, self.entry.inode
 
 

@@ -1,4 +1,4 @@
-"""One file into the store, or out of it: side by side, tried again, continued.
+"""Requests side by side, tried again: what all files of a transfer share.
 
 Retries are bounded by what somebody waits for, never by a count: ten seconds of SlowDown
 use up any count (`measured.md` section 7). A part that fails is tried again after half a
@@ -16,18 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spotd.shell.store.directory import read_checksum
 from spotd.shell.store.protocol import (
     Cancelled,
     Damaged,
     Flow,
-    NotFound,
     ObjectStore,
     Part,
     Piece,
     StoreProblem,
 )
-from spotd.shell.store.record import Begun, Done, Stat, UploadRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -149,7 +146,6 @@ class Transfer:
         """Runs a call until it works, it can never work, or nobody waits for it any more."""
         damages = 0
         while True:
-            self.flow.check()
             try:
                 result = function()
             except StoreProblem as problem:
@@ -168,135 +164,10 @@ class Transfer:
                 return result
 
 
-def stat_of(fd: int) -> Stat:
-    """Returns what tells one content of a file from the next, as far as a stat can."""
-    found = os.fstat(fd)
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
 def send_small(transfer: Transfer, key: str, fd: int, size: int) -> Part:
     """Sends a file of one part, in the calling thread."""
     piece = Piece(fd, 0, size)
     return transfer.again(lambda: transfer.store.send_whole(key, piece, transfer.flow))
-
-
-@dataclass(slots=True)
-class LargeFile:
-    """A file that is sent in parts over all lanes, going on where a process was cut off.
-
-    Attributes:
-        transfer: Store, lanes and flow.
-        key: Where to.
-        path: The file's name in the record.
-        fd: The open file.
-        record: What is known of earlier attempts; kept up to date.
-        arrived: Told the bytes of each part that is in the store.
-    """
-
-    transfer: Transfer
-    key: str
-    path: str
-    fd: int
-    record: UploadRecord
-    arrived: Callable[[int], None]
-    _counted: int = 0
-
-    def send(self) -> Part:
-        """Sends it; returns the object: its etag, size and checksum over all of it."""
-        attempts = 0
-        while True:
-            attempts += 1
-            begun = self._continue() or self._begin()
-            try:
-                return self._send_parts(begun)
-            except (NotFound, Damaged):
-                # Somebody aborted the upload (a lifecycle rule does), or what an earlier
-                # process sent is not what the file holds now: once from the beginning.
-                self._drop(begun)
-                if attempts > 1:
-                    raise
-
-    def _count(self, size: int) -> None:
-        self._counted += size
-        self.arrived(size)
-
-    def _drop(self, begun: Begun) -> None:
-        self._count(-self._counted)
-        self.transfer.again(lambda: self.transfer.store.abort(self.key, begun.upload))
-        self.record.forget(self.path)
-
-    def _begin(self) -> Begun:
-        stat = stat_of(self.fd)
-        upload = self.transfer.again(lambda: self.transfer.store.begin(self.key))
-        begun = Begun(upload, part_size(stat[0]), stat)
-        self.record.begin(self.path, begun)
-        return begun
-
-    def _continue(self) -> Begun | None:
-        begun = self.record.begun.get(self.path)
-        if begun is None:
-            return None
-        if begun.stat != stat_of(self.fd):
-            self._drop(begun)
-            return None
-        store, recorded = self.transfer.store, dict(begun.parts)
-        try:
-            found = self.transfer.again(lambda: store.surviving(self.key, begun.upload, recorded))
-        except NotFound:
-            self.record.forget(self.path)
-            return None
-        begun.parts = self._usable(found, begun)
-        for part in begun.parts.values():
-            self._count(part.size)
-        return begun
-
-    def _usable(self, found: dict[int, Part], begun: Begun) -> dict[int, Part]:
-        """Keeps the parts of the right length whose checksum is known or can be computed."""
-        kept, size = {}, begun.stat[0]
-        for number, part in found.items():
-            offset = (number - 1) * begun.part_size
-            if part.size != min(begun.part_size, size - offset):
-                continue
-            if part is begun.parts.get(number):
-                kept[number] = part
-                continue
-            # Acknowledged, but the process died before it could note it down.
-            crc = read_checksum(Piece(self.fd, offset, part.size), self.transfer.store.algorithm)
-            if crc is not None and part.crc in {None, crc}:
-                kept[number] = Part(part.etag, part.size, crc)
-        return kept
-
-    def _send_parts(self, begun: Begun) -> Part:
-        store, size = self.transfer.store, begun.stat[0]
-        numbers = range(1, -(-size // begun.part_size) + 1)
-        missing = [number for number in numbers if number not in begun.parts]
-        for part in self.transfer.lanes.each(self._job(begun, number) for number in missing):
-            self._count(part.size)
-        parts = {number: begun.parts[number] for number in numbers}
-        crc = store.algorithm.join((parts[n].crc or 0, parts[n].size) for n in numbers)
-        etag = self.transfer.again(lambda: store.complete(self.key, begun.upload, parts, crc))
-        return Part(etag, size, crc)
-
-    def _job(self, begun: Begun, number: int) -> Callable[[], Part]:
-        offset = (number - 1) * begun.part_size
-        piece = Piece(self.fd, offset, min(begun.part_size, begun.stat[0] - offset))
-        store, flow = self.transfer.store, self.transfer.flow
-
-        def send() -> Part:
-            part = self.transfer.again(
-                lambda: store.send_part(self.key, begun.upload, number, piece, flow)
-            )
-            self.record.part(self.path, number, part)
-            return part
-
-        return send
-
-
-def finished(part: Part, stat: Stat, fd: int, algorithm: Algorithm) -> Done:
-    """Returns the record of a file that is stored, with what `unchanged` will compare."""
-    if stat[0] < SMALLEST_COPIED:
-        return Done(part, stat, None)
-    return Done(part, stat, read_checksum(Piece(fd, 0, min(MIB, stat[0])), algorithm))
 
 
 def receive_job(

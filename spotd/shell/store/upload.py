@@ -19,6 +19,7 @@ from spotd.core import manifest as schema
 from spotd.core.checkpoint import parse_checkpoint_id
 from spotd.core.manifest import Manifest, ManifestFile
 from spotd.shell.store.checkpoints import CheckpointStore, manifest_key, object_key
+from spotd.shell.store.large import LargeFile, finished
 from spotd.shell.store.protocol import Cancelled, Part, StoreProblem
 from spotd.shell.store.record import Done, UploadRecord, read_done
 from spotd.shell.store.source import SourceFile, SourceGone, SourceTree, UploadSource
@@ -26,9 +27,7 @@ from spotd.shell.store.transfer import (
     TINY_LIMIT,
     WHOLE_LIMIT,
     Lanes,
-    LargeFile,
     Transfer,
-    finished,
     send_small,
 )
 from spotd.shell.store.unchanged import Unchanged
