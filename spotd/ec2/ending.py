@@ -53,6 +53,14 @@ class Verdict:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Ids of what was ended for good: Spot requests that were cancelled, instances terminated."""
+
+    requests: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+
+
 def judge(standing: Standing, living: Sequence[Alive], now: float) -> Verdict:
     """Decides whether these may end.
 
@@ -169,8 +177,8 @@ def save(
     say(f"stopped; {describe(standing, clock())}")
 
 
-def end(ec2: Ec2, run: str, only: Present, say: Callable[[str], None]) -> None:
-    """Cancels the requests, then terminates the instances.
+def end(ec2: Ec2, run: str, only: Present, say: Callable[[str], None]) -> Ended:
+    """Cancels the requests, then terminates the instances; returns which.
 
     Raises:
         SpotdError: A request could not be cancelled; nothing was terminated then.
@@ -191,3 +199,4 @@ def end(ec2: Ec2, run: str, only: Present, say: Callable[[str], None]) -> None:
     if living:
         ec2.terminate(sorted(living))
         say(f"terminating {', '.join(sorted(living))}")
+    return Ended(tuple(cancelled), tuple(sorted(living)))

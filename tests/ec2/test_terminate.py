@@ -60,7 +60,7 @@ def test_without_yes_it_asks_and_without_a_terminal_it_refuses(launched, cloud):
 @pytest.mark.parametrize(("answer", "ends"), [("y", True), ("", False), ("no", False)])
 def test_it_does_what_the_answer_says(launched, cloud, monkeypatch, answer, ends):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda _: answer)
+    monkeypatch.setattr("builtins.input", lambda: answer)
     status, _, _ = launched.spotd("terminate")
     assert status == (0 if ends else 1)
     assert (cloud.instances(launched.name) == []) is ends
@@ -121,6 +121,25 @@ def test_a_store_that_cannot_be_seen_is_no_permission(launched, cloud):
     assert "cannot be seen" in err
     assert cloud.calls == []
     assert launched.spotd("terminate", "--yes", "--force")[0] == 0
+
+
+def test_in_json_it_names_what_it_ended_and_progress_goes_aside(launched, cloud):
+    status, out, err = launched.spotd("terminate", "--yes", "--json")
+    assert status == 0
+    assert json.loads(out) == {
+        "run": launched.name, "region": "us-east-1",
+        "cancelled": [launched.request.id], "terminated": [launched.instance.id],
+    }  # fmt: skip
+    assert "EC2 starts nothing for it any more" in err
+    status, out, _ = launched.spotd("terminate", "--yes", "--json")
+    assert (status, json.loads(out)["terminated"]) == (0, [])
+
+
+def test_in_json_a_refusal_leaves_standard_output_empty(launched, cloud):
+    launched.take_lease(launched.instance.id)
+    status, out, err = launched.spotd("terminate", "--yes", "--json")
+    assert (status, out) == (1, "")
+    assert "no checkpoint of it is in the store" in err
 
 
 def saving(launched, cloud, monkeypatch, *, saves):
