@@ -1,4 +1,4 @@
-"""`python -m spotd.config --markdown | --default-file | [PATH]`: the documents, or a check."""
+"""`python -m spotd.config --markdown | --reasons | --default-file | [PATH]`: document or check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from spotd.config import load
-from spotd.config.documents import default_file, markdown
+from spotd.config.documents import default_file, markdown, reasons
 from spotd.errors import SpotdError
 
 
@@ -14,11 +14,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a generated document, or say what is wrong with a file, all of it."""
     parser = argparse.ArgumentParser(prog="python -m spotd.config", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="docs/configuration.md")
+    parser.add_argument("--reasons", action="store_true", help="docs/defaults.md")
     parser.add_argument("--default-file", action="store_true", help="packaging/spotd.toml")
     parser.add_argument("path", nargs="?", help="a configuration to check")
     chosen = parser.parse_args(arguments)
-    if chosen.markdown or chosen.default_file:
-        sys.stdout.write(markdown() if chosen.markdown else default_file())
+    wanted = {
+        markdown: chosen.markdown, reasons: chosen.reasons, default_file: chosen.default_file
+    }  # fmt: skip
+    for document in (d for d, asked in wanted.items() if asked):
+        sys.stdout.write(document())
+    if any(wanted.values()):
         return 0
     try:
         settings = load(chosen.path)

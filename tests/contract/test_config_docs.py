@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from spotd.config import parse
-from spotd.config.documents import default_file, markdown, smallest
+from spotd.config.documents import default_file, markdown, reasons, smallest
+from spotd.config.reasons import REASONS
 from spotd.config.schema import KEYS, SECTIONS
 from spotd.config.settings import Settings
 
@@ -18,6 +19,17 @@ ROOT = Path(__file__).parents[2]
 def test_the_reference_is_the_generated_one():
     stored = (ROOT / "docs/configuration.md").read_text()
     assert stored == markdown(), "python -m spotd.config --markdown > docs/configuration.md"
+
+
+def test_every_default_has_its_reason_and_nothing_else_has_one():
+    wanted = {name for name, key in KEYS.items() if not key.required}
+    assert set(REASONS) == wanted, "spotd/config/reasons.py has one for each key with a default"
+    assert not [name for name, why in REASONS.items() if not why.endswith(".")]
+
+
+def test_the_page_of_reasons_is_the_generated_one():
+    stored = (ROOT / "docs/defaults.md").read_text()
+    assert stored == reasons(), "python -m spotd.config --reasons > docs/defaults.md"
 
 
 def test_the_default_file_is_the_generated_one():
