@@ -136,7 +136,9 @@ class Cloud:
         command += ["-master.telemetry=false"]
         # It talks to itself over /tmp/seaweedfs-*-<port>.sock, whatever its network namespace:
         # a second one there with the same ports would be talking to this one.
-        alone = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
+        # (Opened before, for the program itself may lie under /tmp.)
+        alone = 'exec 3<"$(command -v "$1")" && shift && mount -t tmpfs tmpfs /tmp && '
+        alone += 'exec /proc/self/fd/3 "$@"'
         command = ["unshare", "--mount", "--propagation=private", "sh", "-c", alone, "sh", *command]
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
         self._s3 = self._spawn(command, "weed", {**os.environ, **keys})
