@@ -14,12 +14,15 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from spotd.core.curve import Point, plain, point_from
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORMAT = 1
 LARGEST = 64 * 1024  # bytes of one record
 MOST_NOTICES = 64
+MOST_POINTS = 240  # of the loss curve of one boot; some 10 kB
 FOLDER = "ledger/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.json")
 _LONGEST_TEXT = 128
@@ -55,6 +58,8 @@ class BootRecord:
         trained: Seconds a trainer ran.
         lost_steps, lost_seconds: Work repeated because of how the boot before ended.
         spot_price, on_demand_price: Of the configuration, dollars per hour.
+        curve: Steps and losses, at least `pause` seconds apart; of more than `MOST_POINTS`
+            every second one goes and the pause is doubled, so that it stays even.
     """
 
     run: str = ""
@@ -84,6 +89,8 @@ class BootRecord:
     spot_price: float | None = None
     on_demand_price: float | None = None
     notices: list[NoticeRecord] = field(default_factory=list)
+    pause: float = 1.0
+    curve: list[Point] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -102,6 +109,17 @@ class BootRecord:
         """Notes that spotd lives."""
         self.seen = max(self.seen, wall)
 
+    def plot(self, point: Point) -> None:
+        """Takes a point of the loss curve in, unless the last one is too recent."""
+        last = self.curve[-1] if self.curve else None
+        same = last is not None and last.attempt == point.attempt
+        if same and 0 <= point.time - self.curve[-1].time < self.pause:
+            return
+        self.curve.append(point)
+        if len(self.curve) > MOST_POINTS:
+            self.curve = self.curve[::2]
+            self.pause *= 2
+
     def training_seconds(self) -> float:
         """Returns seconds a trainer ran, up to `seen`."""
         since = self.training_since
@@ -109,7 +127,10 @@ class BootRecord:
 
     def to_bytes(self) -> bytes:
         """Returns it as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":")).encode()
+        value = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
+        value["notices"] = [asdict(notice) for notice in self.notices]
+        value["curve"] = [plain(point) for point in self.curve]
+        return json.dumps(value, separators=(",", ":")).encode()
 
     # --- what each announcement means ------------------------------------------------
 
@@ -232,8 +253,14 @@ def parse(data: bytes, run: str) -> BootRecord | None:
             notice = NoticeRecord()
             _fill(notice, each)
             record.notices.append(notice)
+    record.curve = _curve(value.get("curve"), f"{record.instance_id} {record.boot_id}")
     sound = 0 < record.booted <= record.seen and record.instance_id and record.boot_id
     return record if sound else None
+
+
+def _curve(value: object, boot: str) -> list[Point]:
+    points = value[:MOST_POINTS] if isinstance(value, list) else []
+    return [found for found in (point_from(each, boot) for each in points) if found is not None]
 
 
 def _fill(target: BootRecord | NoticeRecord, value: dict[str, Any]) -> None:

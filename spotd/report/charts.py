@@ -19,9 +19,9 @@ from spotd.report.axes import Axis, round_powers, round_steps, round_times, shor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from spotd.core.curve import Point
     from spotd.core.ledger import BootRecord
     from spotd.report.gather import Story
-    from spotd.shell.observing.curve import Point
 
 WIDE, NARROW = 960, 320  # pixels
 _NARROW_TICKS = 600  # pixels below which an axis gets few ticks
@@ -211,15 +211,19 @@ def _steps(points: Sequence[Point], width: int) -> str:
     top = max(p.step for p in points)
     y = Axis(0, top or 1, box.height - box.bottom, box.top)
     parts = [_time_grid(x, box, box.height - box.bottom), *_axes(box, y)]
-    for _, group in itertools.groupby(points, key=lambda p: p.attempt):
+    for _, group in itertools.groupby(points, key=_attempt):
         path = " ".join(f"{x.at(p.time)},{y.at(p.step)}" for p in group)
         parts.append(f'<polyline class="line" points="{path}"/>')
     return svg(box, parts)
 
 
+def _attempt(point: Point) -> tuple[str, int]:
+    return point.boot, point.attempt
+
+
 def lines_of(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
     """Splits the points into lines: "line" what is in the weights, "again" what was repeated."""
-    attempts = [list(g) for _, g in itertools.groupby(points, key=lambda p: p.attempt)]
+    attempts = [list(g) for _, g in itertools.groupby(points, key=_attempt)]
     found = []
     for n, line in enumerate(attempts):
         later = [p.step for each in attempts[n + 1 :] for p in each[:1]]
@@ -233,5 +237,5 @@ def lines_of(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 def resumes(points: Sequence[Point]) -> list[Point]:
     """The first point of each attempt but the first."""
-    groups = itertools.groupby(points, key=lambda p: p.attempt)
+    groups = itertools.groupby(points, key=_attempt)
     return [next(group) for _, group in groups][1:]

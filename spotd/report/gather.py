@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from spotd.bill.bill import bill_of
 from spotd.bill.reckoning import Prices
 from spotd.errors import SpotdError
 from spotd.shell import history
-from spotd.shell.observing.curve import Point, read
+from spotd.shell.observing.books import read_books
+from spotd.shell.observing.curve import read
 from spotd.shell.store.api import list_checkpoints
 
 if TYPE_CHECKING:
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
     from spotd.bill.reckoning import Bill
     from spotd.config import Settings
     from spotd.core.checkpoint import StoredCheckpoint
+    from spotd.core.curve import Point
     from spotd.core.ledger import BootRecord
 
+MOST_POINTS = 2000  # of the loss curve
 MOST_MARKS = 500  # of checkpoints on the timeline; of more, every second, third, ...
 
 
@@ -30,6 +34,7 @@ class Story:
 
     Attributes:
         now: Wall clock seconds.
+        points: The loss curve, attempt after attempt.
         stored: When which checkpoint was stored, those that are deleted by now too.
         checkpoints: Those in the store.
         troubles: What is missing, and why.
@@ -65,12 +70,37 @@ def gather(settings: Settings, *, offline: bool = False) -> Story:
         records=found.records,
         bill=found.bill,
         prices=found.prices,
-        points=tuple(read(own / "curve.jsonl")),
+        points=points_of(
+            read(own / "curve.jsonl"), found.records, read_books(own / "ledger", settings.run)
+        ),
         stored=stored_of(history.read(own / "history.jsonl"), checkpoints),
         checkpoints=tuple(sorted(checkpoints, key=lambda c: c.sequence)),
         complete=complete,
         troubles=tuple(dict.fromkeys(troubles)),
     )
+
+
+def points_of(
+    local: Iterable[Point], records: Iterable[BootRecord], known: Iterable[BootRecord]
+) -> tuple[Point, ...]:
+    """The loss curve over all machines, attempt after attempt, thinned evenly.
+
+    Args:
+        local: What this machine has kept, denser than what it sent to the store.
+        records: Of every boot anywhere.
+        known: Those of this machine, whose points are in `local`.
+    """
+    here = {(r.instance_id, r.boot_id) for r in known}
+    curves = [list(local)]
+    curves += [r.curve for r in records if (r.instance_id, r.boot_id) not in here]
+    attempts = [
+        list(points)
+        for curve in curves
+        for _, points in itertools.groupby(curve, key=lambda p: p.attempt)
+    ]
+    attempts.sort(key=lambda points: points[0].time)
+    every = sum(map(len, attempts)) // MOST_POINTS + 1
+    return tuple(point for points in attempts for point in (*points[:-1:every], points[-1]))
 
 
 def stored_of(

@@ -13,12 +13,12 @@ import pytest
 from spotd.bill.reckoning import Prices, reckon
 from spotd.cli import main
 from spotd.core.checkpoint import StoredCheckpoint
-from spotd.core.ledger import BootRecord, NoticeRecord
+from spotd.core.curve import Point
+from spotd.core.ledger import BootRecord, NoticeRecord, parse
 from spotd.report.axes import Axis, round_powers, round_steps, round_times, short
 from spotd.report.charts import lines_of, resumes
-from spotd.report.gather import Story, stored_of
+from spotd.report.gather import MOST_POINTS, Story, points_of, stored_of
 from spotd.report.page import page
-from spotd.shell.observing.curve import Point
 
 H = 3600.0
 NASTY = '<script>alert("x")</script>&\'"'
@@ -157,6 +157,38 @@ def test_what_was_trained_again_is_a_line_of_its_own():
     assert found[1] == ("again", list(range(5, 10)))
     assert found[2] == ("line", list(range(6, 16)))
     assert [p.step for p in resumes(first + second)] == [6]
+
+
+def curve_of(boot, first_step, began, count=10):
+    """A boot's record with a curve, as it is read back from the store."""
+    record = BootRecord("mono", f"i-{boot}", boot, booted=began, began=began, seen=began + 100.0)
+    for n in range(count):
+        record.plot(Point(began + 2.0 * n, 1, first_step + n, 1.0))
+    return parse(record.to_bytes(), "mono")
+
+
+def test_the_loss_of_other_machines_comes_from_their_records_and_attempts_stay_apart():
+    records = [curve_of("a", 0, 1000.0), curve_of("b", 8, 2000.0), curve_of("c", 17, 3000.0)]
+    dense = [Point(2000.0 + n, 1, 8 + n, 1.0) for n in range(20)]
+    # From a laptop all of it is the records'; on b's machine b's own file is used instead.
+    assert [p.step for p in points_of([], records, [])] == [
+        *range(10),
+        *range(8, 18),
+        *range(17, 27),
+    ]
+    found = points_of(dense, records, [records[1]])
+    assert [p.step for p in found] == [*range(10), *range(8, 28), *range(17, 27)]
+    kinds = [(kind, [p.step for p in line]) for kind, line in lines_of(found)]
+    assert kinds[:2] == [("line", list(range(8))), ("again", [7, 8, 9])]
+    assert [p.step for p in resumes(found)] == [8, 17]
+
+
+def test_many_boots_make_a_picture_of_bounded_size_with_every_attempt_in_it():
+    records = [curve_of(f"b{n}", n * 100, 1000.0 * n + 1, count=100) for n in range(100)]
+    found = points_of([], records, [])
+    assert len(found) <= MOST_POINTS + len(records)
+    assert len({p.boot for p in found}) == len(records)
+    assert found[-1].step == 99 * 100 + 99
 
 
 def test_checkpoints_deleted_by_now_were_stored_all_the_same_and_marks_are_bounded():

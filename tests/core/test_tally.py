@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
 import pytest
 
-from spotd.core.ledger import BootRecord, parse
+from spotd.core.curve import Point
+from spotd.core.ledger import LARGEST, MOST_NOTICES, MOST_POINTS, BootRecord, NoticeRecord, parse
 from spotd.core.metrics import families, render
 from spotd.core.state import Known, Now, Phase, Policy, State, Trainer
 from spotd.core.tally import Tally
@@ -222,6 +224,30 @@ def test_a_record_from_somebody_else_is_taken_only_as_far_as_its_types_go():
     assert record.instance_id == "i-1[2J"
     assert (record.lost_steps, record.trained, record.spot_price) == (0, 0.0, None)
     assert [n.action for n in record.notices] == ["stop"]
+
+
+def test_a_record_holds_the_loss_curve_of_its_boot_however_long_that_was():
+    book = BootRecord("mono", "i-1", "boot-1", booted=1.0, began=1.0, seen=1e6)
+    for second in range(100_000):
+        book.plot(Point(float(second), 1 + second // 60_000, second, 2.0**-20))
+    book.notices = [NoticeRecord() for _ in range(MOST_NOTICES)]
+    assert len(book.to_bytes()) < LARGEST / 2
+    found = parse(book.to_bytes(), "mono")
+    assert MOST_POINTS / 2 - 2 <= len(found.curve) <= MOST_POINTS
+    assert (found.curve[0].step, found.curve[0].boot) == (0, "i-1 boot-1")
+    assert found.curve[-1].step > 99_000
+    gaps = {b.time - a.time for a, b in itertools.pairwise(found.curve) if a.attempt == b.attempt}
+    assert max(gaps) <= 2 * min(gaps), "an even density"
+    assert {p.attempt for p in found.curve} == {1, 2}
+
+
+def test_what_is_no_point_of_a_curve_is_left_out():
+    value = json.loads(WHOLE)
+    junk = [1, "x", [], [1, 1, 1], [1, 1, 1, "x"], [1, 1, 1, float("nan")], [None, 1, 1, 1],
+            [10**400, 1, 1, 1], [5, 1, 7, None], [6, 1, 8, -0.5], {"time": 1}]  # fmt: skip
+    found = parse(json.dumps({**value, "curve": junk}).encode(), "mono")
+    assert [(p.step, p.loss) for p in found.curve] == [(7, None), (8, -0.5)]
+    assert parse(json.dumps({**value, "curve": {"a": 1}}).encode(), "mono").curve == []
 
 
 def test_a_records_name_holds_no_path():

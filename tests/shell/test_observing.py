@@ -16,12 +16,13 @@ import pytest
 
 from spotd.config import parse
 from spotd.core.actions import Announce
+from spotd.core.curve import Point
 from spotd.core.state import Now, Phase, Policy, State, Trainer
 from spotd.shell.boot import Boot
 from spotd.shell.clouds import InstanceIdentity
 from spotd.shell.observing import curve, observer
 from spotd.shell.observing.books import read_books
-from spotd.shell.observing.curve import Curve, Point
+from spotd.shell.observing.curve import Curve
 from spotd.shell.observing.exposing import Endpoint, write_textfile
 from spotd.testing.stage import wait_until
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spotd.core.curve import Point, plain, point_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 MOST = 2000  # points; some 80 kB
 SHORTEST = 1.0  # seconds between two points
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """`time` in seconds since the epoch; `loss` None when the trainer reported none."""
-
-    time: float
-    attempt: int
-    step: int
-    loss: float | None
 
 
 def pause_for(points: list[Point]) -> float:
@@ -107,16 +97,11 @@ def read(path: Path) -> Iterator[Point]:
 
 
 def _line(point: Point) -> str:
-    value = [round(point.time, 1), point.attempt, point.step, point.loss]
-    return json.dumps(value, separators=(",", ":")) + "\n"
+    return json.dumps(plain(point), separators=(",", ":")) + "\n"
 
 
 def _point(line: str) -> Point | None:
     try:
-        value: Any = json.loads(line)
-        time, attempt, step, loss = value
-        found = Point(float(time), int(attempt), int(step), None if loss is None else float(loss))
-    except (ValueError, TypeError):
+        return point_from(json.loads(line))
+    except (ValueError, RecursionError):
         return None
-    numbers = (found.time, 0.0 if found.loss is None else found.loss)
-    return found if all(map(math.isfinite, numbers)) else None

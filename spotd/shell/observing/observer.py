@@ -16,13 +16,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from spotd.core.actions import Announce
+from spotd.core.curve import Point
 from spotd.core.ledger import BootRecord
 from spotd.core.metrics import families, render
 from spotd.core.tally import Tally
 from spotd.shell.messages.messenger import Messenger
 from spotd.shell.messages.words import Teller
 from spotd.shell.observing.books import Books, write
-from spotd.shell.observing.curve import Curve, Point
+from spotd.shell.observing.curve import Curve
 from spotd.shell.observing.exposing import Endpoint, write_textfile
 from spotd.shell.statefile import read_json
 
@@ -233,7 +234,10 @@ class Observer:
     def _plot(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                self._curve.add(self._points.get_nowait())
+                point = self._points.get_nowait()
+                self._curve.add(point)
+                with self._lock:
+                    self._books.open.plot(point)
 
     def _expose(self) -> None:
         path = self._settings().metrics.textfile
