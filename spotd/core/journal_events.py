@@ -244,3 +244,8 @@ _TABLE = (
 )
 
 EVENTS: dict[str, JournalEvent] = {name: JournalEvent(name, *rest) for name, *rest in _TABLE}
+    (
+        "runtime_lost",
+        "The runtime directory was emptied",
+        "Somebody removed paths.runtime or what was in it. spotd makes its sockets anew at once.",
+    ),

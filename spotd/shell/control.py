@@ -16,6 +16,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from spotd.core.actions import Reply
 
 LONGEST = 4096  # bytes of a request
-MOST = 32  # connections at once; the oldest idle one goes
+MOST = 32  # connections at once; the oldest one that waits for no answer goes
+LOOK = 10.0  # seconds between two looks whether the socket is still there
 _UCRED = struct.Struct("3i")
 
 
@@ -40,6 +42,8 @@ class ControlServer:
         status: Returns the status object; called in the server's thread.
         post: Hands an event to the deciding loop.
         users: User ids that may do more than look, beside root and the daemon's own.
+        lost: Called, in the server's thread, when somebody took the socket away and it was
+            made anew; "" or why it cannot be.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class ControlServer:
         status: Callable[[], dict[str, object]],
         post: Callable[[events.Event], None],
         users: frozenset[int] = frozenset(),
+        lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = path
         self._status = status
@@ -57,15 +62,27 @@ class ControlServer:
         self._waiting: dict[int, socket.socket] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._listener.bind(str(path))
-        path.chmod(0o666)
-        self._listener.listen(16)
-        self._listener.setblocking(False)
+        self._lost = lost
+        self._said = ""
+        self._closed = False
+        self._listener = self._listen()
+        self._inode = path.stat().st_ino
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._path.unlink(missing_ok=True)
+            listener.bind(str(self._path))
+            self._path.chmod(0o666)
+            listener.listen(16)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
 
     def start(self) -> None:
         """Begins to answer."""
@@ -73,30 +90,30 @@ class ControlServer:
 
     def close(self) -> None:
         """Takes the socket away. Who waits sees the connection end."""
-        self._path.unlink(missing_ok=True)
         with self._lock:
+            self._closed = True
+            self._path.unlink(missing_ok=True)
             for connection in self._waiting.values():
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def reply(self, reply: Reply) -> None:
         """Answers a waiting client; one that has gone is no matter."""
-        with self._lock:
-            connection = self._waiting.get(reply.request)
-            if reply.final:
-                self._waiting.pop(reply.request, None)
-        if connection is None:
-            return
         answer = {
             "ok": reply.ok,
             "message": reply.message,
             "data": reply.data,
             "final": reply.final,
         }
-        self._send(connection, answer)
-        if reply.final:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with self._lock:  # to the end: the server's thread must not close it meanwhile
+            connection = self._waiting.get(reply.request)
+            if connection is None:
+                return
+            self._send(connection, answer)
+            if reply.final:
+                del self._waiting[reply.request]
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def _send(connection: socket.socket, answer: dict[str, object]) -> None:
@@ -112,20 +129,51 @@ class ControlServer:
 
     def _serve(self) -> None:
         buffers: dict[socket.socket, bytes] = {}
+        look = time.monotonic() + LOOK
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(max(0.0, look - time.monotonic())):
                 if key.fileobj is self._listener:
                     self._accept(buffers)
                 elif isinstance(key.fileobj, socket.socket) and key.fileobj in buffers:
                     self._read(key.fileobj, buffers)
+            if time.monotonic() >= look:
+                look = time.monotonic() + LOOK
+                self._look()
+
+    def _look(self) -> None:
+        """Makes the socket anew when somebody has emptied the runtime directory."""
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                return
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                listener = self._listen()
+                self._inode = self._path.stat().st_ino
+            except OSError as error:
+                reason = f"{self._path} was taken away, and cannot be made: {error.strerror}"
+            else:
+                self._selector.unregister(self._listener)
+                self._listener.close()
+                self._listener = listener
+                self._selector.register(listener, selectors.EVENT_READ)
+                reason = ""
+        if not reason or reason != self._said:
+            self._said = reason
+            self._lost(reason)
 
     def _accept(self, buffers: dict[socket.socket, bytes]) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError:
             return
+        with self._lock:
+            waiting = set(self._waiting.values())
         while len(buffers) >= MOST:
-            self._drop(next(iter(buffers)), buffers)
+            idle = (each for each in buffers if each not in waiting)
+            self._drop(next(idle, next(iter(buffers))), buffers)
         connection.setblocking(False)
         buffers[connection] = b""
         self._selector.register(connection, selectors.EVENT_READ)
@@ -138,7 +186,7 @@ class ControlServer:
             for number, waiting in list(self._waiting.items()):
                 if waiting is connection:
                     del self._waiting[number]
-        connection.close()
+            connection.close()
 
     def _read(self, connection: socket.socket, buffers: dict[socket.socket, bytes]) -> None:
         try:
@@ -147,14 +195,12 @@ class ControlServer:
             return
         except OSError:
             data = b""
-        buffers[connection] = buffers.get(connection, b"") + data
-        line, newline, rest = buffers[connection].partition(b"\n")
-        if not data or (not newline and len(line) > LONGEST):
-            self._drop(connection, buffers)
-            return
-        if newline:
-            buffers[connection] = rest
+        *lines, rest = (buffers[connection] + data).split(b"\n")
+        buffers[connection] = rest
+        for line in lines:
             self._handle(connection, line)
+        if not data or len(rest) > LONGEST:
+            self._drop(connection, buffers)
 
     def _handle(self, connection: socket.socket, line: bytes) -> None:
         try:
@@ -164,8 +210,7 @@ class ControlServer:
             self._send(connection, {"ok": False, "message": "not a request", "final": True})
             return
         if verb == "status":
-            answer = {"ok": True, "message": "", "data": self._status(), "final": True}
-            self._send(connection, answer)
+            self._send(connection, self._status_answer())
             return
         kinds: dict[str, Callable[[int], events.Event]] = {
             "drill": events.DrillRequested,
@@ -182,6 +227,12 @@ class ControlServer:
         with self._lock:
             self._waiting[number] = connection
         self._post(kind(number))
+
+    def _status_answer(self) -> dict[str, object]:
+        try:
+            return {"ok": True, "message": "", "data": self._status(), "final": True}
+        except Exception as error:  # noqa: BLE001 - a defect must not end the answering
+            return {"ok": False, "message": f"a defect in spotd: {error!r}", "final": True}
 
     @staticmethod
     def _peer(connection: socket.socket) -> int:

@@ -62,6 +62,8 @@ class Daemon:
 
     def __init__(self, settings: Settings, worker: Spawned | None = None) -> None:
         self.settings = settings
+        self._reloading = threading.Lock()  # one SIGHUP may come while another is carried out
+        self._ready = threading.Event()
         self._worker = worker
         self.boot = this_boot()
         self.journal = Journal()
@@ -117,6 +119,7 @@ class Daemon:
         self.directory.start()
         self.control.start()
         self.notifier.ready()
+        self._ready.set()
         try:
             status = self.loop.run()
         finally:
@@ -140,7 +143,7 @@ class Daemon:
         self.observer.start()
 
     def _make_parts(self, instance_id: str) -> None:
-        self._arriving = ""  # name of the checkpoint that is being fetched
+        self._arriving = ""  # id of the checkpoint that is being fetched
         s = self.settings
         post = self.loop.post
         owner = _owner(s.trainer.user)
@@ -183,6 +186,7 @@ class Daemon:
             status=self._status,
             post=post,
             users=frozenset({owner.uid}),
+            lost=self._runtime_lost,
         )
         self._perform.update(self._performers())
 
@@ -206,6 +210,13 @@ class Daemon:
     def _declared(self, path: str) -> None:
         if not self.directory.declare(path):
             self.socket.bad += 1
+
+    def _runtime_lost(self, reason: str) -> None:
+        """Somebody has emptied the runtime directory; the sockets are there again, or not."""
+        with contextlib.suppress(SpotdError):  # the other locks hold
+            self._locks += claim(self.settings.paths.runtime / "lock")
+        text = reason or f"{self.settings.paths.runtime} was emptied: spotd has made its own anew"
+        self._announce(do.Announce("runtime_lost", f"{text}. Training is untouched", 4))
 
     # --- actions ---------------------------------------------------------------------
 
@@ -249,22 +260,25 @@ class Daemon:
 
     def _fetch(self, action: do.Fetch) -> None:
         parsed = parse_checkpoint_id(action.id)
-        self._arriving = parsed[1] if parsed is not None else ""
-        self.directory.arriving(self._arriving)
+        if parsed is not None:
+            self._arriving = action.id
+            self.directory.arriving(parsed[1])
         self.store.fetch(action.id)
 
     def _stop_fetch(self) -> None:
         self.store.stop_fetch()
-        self._arrived()
+        self._arrived(self._arriving)
 
-    def _arrived(self) -> None:
-        name, self._arriving = self._arriving, ""
-        if name:
-            self.directory.arrived(name)
+    def _arrived(self, checkpoint_id: str) -> None:
+        """What was said of an earlier fetch must not end the muting of the present one."""
+        parsed = parse_checkpoint_id(checkpoint_id)
+        if parsed is not None and checkpoint_id == self._arriving:
+            self._arriving = ""
+            self.directory.arrived(parsed[1])
 
     def _from_store(self, event: Event) -> None:
         if isinstance(event, (on.Fetched, on.FetchFailed)):
-            self._arrived()
+            self._arrived(event.id)
         self.loop.post(event)
 
     def _upload(self, action: do.Upload) -> None:
@@ -312,7 +326,15 @@ class Daemon:
         threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
     def _reload(self) -> None:
-        self.notifier.reloading(done=False)
+        self._ready.wait()  # one that comes sooner must not say that the unit is up
+        with self._reloading:  # the second reads what was written meanwhile, and is the last
+            self.notifier.reloading(done=False)
+            try:
+                self._take_over()
+            finally:
+                self.notifier.reloading(done=True)
+
+    def _take_over(self) -> None:
         try:
             fresh = load(str(self.settings.source_path))
             fixed = ("run", "store", "checkpoints", "paths", "imds", "cloud")
@@ -329,7 +351,6 @@ class Daemon:
             self.settings = fresh
             self.host.settings = fresh.trainer
             self.loop.post(on.Reloaded(policy_of(fresh)))
-        self.notifier.reloading(done=True)
 
     # --- the ends --------------------------------------------------------------------
 

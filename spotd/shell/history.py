@@ -23,33 +23,45 @@ _URGENT = frozenset(
 
 
 class History:
-    """Appends to `history.jsonl`. Failing to is not worth more than the line."""
+    """Appends to `history.jsonl`. Failing to is not worth more than the line.
+
+    Lines come from the deciding loop, the observer and a reload, hence the lock.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
+        self._lock = threading.Lock()  # a descriptor closed by another may be a socket by now
 
     def append(self, line: Announce, wall: float) -> None:
         """Adds one line, `time` in seconds since the epoch."""
         entry = {"time": round(wall, 3), "event": line.name, "message": line.message, **line.fields}
         data = (json.dumps(entry, default=str, separators=(",", ":")) + "\n").encode()
+        with self._lock:
+            self._append(line.name, data)
+
+    def _append(self, name: str, data: bytes) -> None:
         try:
             if self._fd is None:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._fd = os.open(self.path, flags, 0o640)
             os.write(self._fd, data)
-            if line.name in _URGENT:
+            if name in _URGENT:
                 # On a disk busy with a checkpoint this takes seconds, which nobody has now.
                 copy = os.dup(self._fd)
                 threading.Thread(target=_sync, args=(copy,), name="history", daemon=True).start()
             if os.fstat(self._fd).st_size > LARGEST:
                 self.path.replace(self.path.with_suffix(".1.jsonl"))
-                self.close()
+                self._close()
         except OSError:
-            self.close()  # a full disk is reported by the state; the next line tries again
+            self._close()  # a full disk is reported by the state; the next line tries again
 
     def close(self) -> None:
         """Closes the file."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -29,14 +29,16 @@ class StateStore:
     Args:
         durable: File on the disk.
         volatile: File that survives the daemon but need not survive the boot.
-        trouble: Called with a reason when writing begins to fail, with "" when it works again.
+        trouble: Called with a reason when writing begins to fail, with "" when all works again;
+            from the caller's thread and from the writing one.
     """
 
     def __init__(self, durable: Path, volatile: Path, trouble: Callable[[str], None]) -> None:
         self._durable = durable
         self._volatile = volatile
         self._trouble = trouble
-        self._failing = False
+        self._failing: set[Path] = set()
+        self._reporting = threading.Lock()
         self._wanted: bytes | None = None
         self._changed = threading.Condition()
         self._ending = False
@@ -54,16 +56,25 @@ class StateStore:
         """Writes the record; returns when it survives the daemon."""
         data = json.dumps(record, separators=(",", ":"), sort_keys=True).encode()
         try:
-            temporary = self._volatile.with_suffix(".tmp")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(data)
-            temporary.replace(self._volatile)
+            try:
+                self._replace_volatile(data)
+            except FileNotFoundError:  # somebody has emptied /run
+                self._volatile.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                self._replace_volatile(data)
         except OSError as e:
-            self._report(f"cannot write {self._volatile}: {e.strerror}")
+            self._report(self._volatile, f"cannot write {self._volatile}: {e.strerror}")
+        else:
+            self._report(self._volatile, "")
         with self._changed:
             self._wanted = data
             self._changed.notify()
+
+    def _replace_volatile(self, data: bytes) -> None:
+        temporary = self._volatile.with_suffix(".tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+        temporary.replace(self._volatile)
 
     def close(self, timeout: float = 5.0) -> None:
         """Writes out what is waiting, and ends."""
@@ -83,11 +94,16 @@ class StateStore:
             try:
                 write_durably(self._durable, data)
             except OSError as e:
-                self._report(f"cannot write {self._durable}: {e.strerror}")
+                self._report(self._durable, f"cannot write {self._durable}: {e.strerror}")
             else:
-                self._report("")
+                self._report(self._durable, "")
 
-    def _report(self, reason: str) -> None:
-        if bool(reason) != self._failing:
-            self._failing = bool(reason)
+    def _report(self, path: Path, reason: str) -> None:
+        """Says once that a file cannot be written, and once that both can again."""
+        with self._reporting:
+            if bool(reason) == (path in self._failing):
+                return
+            self._failing ^= {path}
+            told = bool(reason) or not self._failing
+        if told:
             self._trouble(reason)

@@ -37,6 +37,7 @@ from spotd.shell.directory.trash import Trash
 from spotd.shell.directory.tree import SwappedError
 from spotd.shell.directory.watch import Ears, is_blind, rescan_interval
 from spotd.shell.directory.workers import Worker
+from spotd.shell.wake import Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ class CheckpointDirectory:
         self._answers = Answers(post)
         self._post = self._answers.post
         self._stop = threading.Event()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake = Wake()
         self._commands: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name="directory", daemon=True)
         self._root: int | None = None
@@ -118,13 +119,13 @@ class CheckpointDirectory:
     def stop(self) -> None:
         """Ends all threads; a copy or a fsync at hand is given up or waited for a moment."""
         self._stop.set()
-        self._wake_up()
+        self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN)
         ended = [worker.join(JOIN) for worker in (self._files, self._disk)]
         if all(ended) and not self._thread.is_alive():
             self._close()
-            os.close(self._wake)
+            self._wake.close()
 
     # --- actions ---------------------------------------------------------------------
 
@@ -211,11 +212,7 @@ class CheckpointDirectory:
 
     def _call(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
-        self._wake_up()
-
-    def _wake_up(self) -> None:
-        with contextlib.suppress(OSError):  # full: it will wake up anyway; closed: stopped
-            os.eventfd_write(self._wake, 1)
+        self._wake.set()
 
     def _run(self) -> None:
         self._open(create=True)
@@ -255,12 +252,11 @@ class CheckpointDirectory:
 
     def _wait(self) -> None:
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
+        poller.register(self._wake.fileno(), select.POLLIN)
         if self._ears is not None:
             poller.register(self._ears.fileno(), select.POLLIN)
         poller.poll(self._timeout())
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+        self._wake.clear()
 
     def _timeout(self) -> float:
         """Milliseconds until something is due."""

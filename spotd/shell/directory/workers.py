@@ -27,12 +27,14 @@ class Worker:
         self._failed = failed
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # jobs come from the directory's thread and the other worker
 
     def do(self, job: Callable[[], None]) -> None:
         """Queues a job."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
         self._jobs.put(job)
 
     def join(self, timeout: float) -> bool:

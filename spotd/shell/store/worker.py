@@ -75,11 +75,12 @@ class Worker:
         )
         self._keeper = LeaseKeeper(store, config["run"], config["instance_id"], config["node"])
         self._lease: Lease | None = Lease(**config["lease"]) if config["lease"] else None
-        self._lease_lock = threading.Lock()
+        self._lease_lock = threading.Lock()  # its own lane, and the upload's before a manifest
         self._kept: dict[str, str] = {}
         self._upload_flow = Flow()
         self._fetch_flow = Flow()
         self._queues: dict[str, queue.SimpleQueue[Command]] = {}
+        self._queues_lock = threading.Lock()  # a lane gives commands to another
         self._doings: dict[str, tuple[str, Callable[[Command], list[events.Event]]]] = {
             "warm": ("upload", self._warm),
             "open": ("lease", self._open),
@@ -106,14 +107,18 @@ class Worker:
         if command["do"] == "fetch":
             command["flow"] = self._fetch_flow = Flow()
         lane = self._doings[command["do"]][0]
-        if lane not in self._queues:
-            self._queues[lane] = queue.SimpleQueue()
-            threading.Thread(target=self._work, args=(lane,), name=lane, daemon=True).start()
-        self._queues[lane].put(command)
+        with self._queues_lock:
+            commands = self._queues.get(lane)
+            if commands is None:
+                commands = self._queues[lane] = queue.SimpleQueue()
+                threading.Thread(
+                    target=self._work, args=(commands,), name=lane, daemon=True
+                ).start()
+        commands.put(command)
 
-    def _work(self, lane: str) -> None:
+    def _work(self, commands: queue.SimpleQueue[Command]) -> None:
         while True:
-            command = self._queues[lane].get()
+            command = commands.get()
             try:
                 found = self._doings[command["do"]][1](command)
             except Cancelled:
@@ -137,8 +142,7 @@ class Worker:
     # --- the lease -------------------------------------------------------------------
 
     def _hold(self, lease: Lease | None) -> None:
-        with self._lease_lock:
-            self._lease = lease
+        self._lease = lease
         self._say({"lease": asdict(lease) if lease else None})
 
     def _warm(self, _command: Command) -> list[events.Event]:
@@ -150,10 +154,11 @@ class Worker:
 
     def _open(self, _command: Command) -> list[events.Event]:
         try:
-            lease = self._keeper.acquire()
+            with self._lease_lock:
+                lease = self._keeper.acquire()
+                self._hold(lease)
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
-        self._hold(lease)
         lanes = Lanes(8)
         try:
             found = self._soon(lanes).again(lambda: self._checkpoints.listing(lanes))
@@ -172,32 +177,34 @@ class Worker:
         ]
 
     def _renew(self, _command: Command) -> list[events.Event]:
-        if self._lease is None:
-            raise StoreProblem("there is no lease to renew")
         try:
-            self._renew_now()
+            lease = self._renew_now()
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
-        return [events.LeaseRenewed(self._lease.seconds_left())]
+        return [events.LeaseRenewed(lease.seconds_left())]
 
-    def _renew_now(self) -> None:
-        lease = self._lease
-        if lease is None:
-            raise StoreProblem("there is no lease to renew")
-        try:
-            self._hold(self._keeper.renew(lease))
-        except LeaseHeld:
-            self._hold(None)
-            raise
+    def _renew_now(self) -> Lease:
+        with self._lease_lock:
+            lease = self._lease
+            if lease is None:
+                raise StoreProblem("there is no lease to renew")
+            try:
+                renewed = self._keeper.renew(lease)
+            except LeaseHeld:
+                self._hold(None)
+                raise
+            self._hold(renewed)
+            return renewed
 
     def _release(self, _command: Command) -> list[events.Event]:
-        if self._lease is not None:
-            try:
-                self._keeper.release(self._lease)
-            except StoreProblem as problem:
-                # It runs out by itself; whoever asked is on the way out.
-                _complain(f"the lease was not given back: {problem}")
-            self._hold(None)
+        with self._lease_lock:
+            if self._lease is not None:
+                try:
+                    self._keeper.release(self._lease)
+                except StoreProblem as problem:
+                    # It runs out by itself; whoever asked is on the way out.
+                    _complain(f"the lease was not given back: {problem}")
+                self._hold(None)
         return []
 
     def _soon(self, lanes: Lanes | None = None) -> Transfer:
@@ -207,10 +214,10 @@ class Worker:
     def _still_ours(self, generation: int) -> None:
         """Raises StoreProblem unless the lease under which this was begun still holds."""
         lease = self._lease
+        if lease is not None and lease.seconds_left() < _LEASE_SLACK:
+            lease = self._renew_now()
         if lease is None or lease.generation != generation:
             raise StoreProblem("the lease of this run is not ours any more: nothing is stored")
-        if lease.seconds_left() < _LEASE_SLACK:
-            self._renew_now()
 
     # --- checkpoints -----------------------------------------------------------------
 

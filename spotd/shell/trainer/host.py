@@ -70,7 +70,7 @@ class TrainerHost:
         placement: Placement | None = None,
         linger: float = LINGER,
     ) -> None:
-        self.settings = settings
+        self.settings = settings  # a reload replaces it: a start reads it once
         self._run = run
         self._checkpoints = checkpoint_directory
         self._directory = state_directory / run
@@ -217,13 +217,14 @@ class TrainerHost:
             running.follow()
 
     def _launch(self, action: actions.StartTrainer) -> Running:
-        account = find_account(self.settings.user)
+        settings = self.settings
+        account = find_account(settings.user)
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         if account.switch and self._socket is not None:
             with contextlib.suppress(FileNotFoundError):  # the user may have come after the socket
                 os.chown(self._socket, account.uid, -1)
         marker = self._store.marker_prefix + os.urandom(16).hex()
-        order = self._order(action, account, marker)
+        order = self._order(settings, action, account, marker)
         lock = self._take_lock()
         output: Output | None = None
         try:
@@ -282,12 +283,14 @@ class TrainerHost:
         except OSError:
             return open_output(identifier, self._spare, group)
 
-    def _order(self, action: actions.StartTrainer, account: Account, marker: str) -> Order:
+    def _order(
+        self, settings: TrainerSettings, action: actions.StartTrainer, account: Account, marker: str
+    ) -> Order:
         resume = None
         if action.resume_from is not None:
             resume = str(self._checkpoints / action.resume_from)
         return self._order_for(
-            trainer_arguments(self.settings, resume), account, marker,
+            settings, trainer_arguments(settings, resume), account, marker,
             self._told(action, resume),
         )  # fmt: skip
 
@@ -308,35 +311,41 @@ class TrainerHost:
         return told
 
     def _order_for(
-        self, command: tuple[str, ...], account: Account, marker: str, told: dict[str, str]
+        self,
+        settings: TrainerSettings,
+        command: tuple[str, ...],
+        account: Account,
+        marker: str,
+        told: dict[str, str],
     ) -> Order:
         environment = clean_environment(account)
-        path = self.settings.environment_file
+        path = settings.environment_file
         unread = None
         if path is not None:
-            path = self.settings.directory / path
+            path = settings.directory / path
             vouched = vouched_file(path, account)
             if vouched is None:
                 unread = str(path)
             else:
                 environment |= vouched
         return Order(
-            command=command, directory=str(self.settings.directory), account=account,
+            command=command, directory=str(settings.directory), account=account,
             environment=environment, environment_file=unread,
-            last_word={**self.settings.environment, **told}, marker=marker,
+            last_word={**settings.environment, **told}, marker=marker,
         )  # fmt: skip
 
     def _preflight(self) -> None:
-        command = self.settings.preflight
+        settings = self.settings
+        command = settings.preflight
         if not command:
             self._post(events.PreflightPassed())
             return
         try:
-            account = find_account(self.settings.user)
+            account = find_account(settings.user)
             marker = f"preflight.{os.urandom(16).hex()}"
             told = {"SPOTD_RUN": self._run, "SPOTD_CHECKPOINT_DIR": str(self._checkpoints)}
-            order = self._order_for(command, account, marker, told)
-            reason = preflight(order, self.settings.preflight_timeout)
+            order = self._order_for(settings, command, account, marker, told)
+            reason = preflight(order, settings.preflight_timeout)
         except StartRefused as refused:
             reason = f"{refused.reason}" + (f" ({refused.hint})" if refused.hint else "")
         except OSError as error:

@@ -72,8 +72,8 @@ class Tree:
     marker: str | None
     cgroup: Path | None = None
     ever: set[int] = field(default_factory=set)  # every pid that belonged, for the kernel's log
-    strays: dict[proc.Identity, float] = field(default_factory=dict)  # see `_note_strays`
     _members: dict[int, _Member] = field(default_factory=dict)
+    _strays: dict[proc.Identity, float] = field(default_factory=dict)  # see `_note_strays`
     _strangers: set[int] = field(default_factory=set)
     _written_by_gone: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -120,6 +120,18 @@ class Tree:
         """The pids of all members, ended ones that nobody has waited for included."""
         with self._lock:
             return tuple(self._members)
+
+    def strays_since(self, latest: float) -> tuple[proc.Stat, ...]:
+        """Orphans that have waited since then (monotonic) or longer; see `_note_strays`."""
+        found = []
+        with self._lock:
+            for stray, since in list(self._strays.items()):
+                stat = proc.stat(stray.pid)
+                if stat is None or stat.started != stray.started:
+                    del self._strays[stray]
+                elif since <= latest:
+                    found.append(stat)
+        return tuple(found)
 
     def snapshot(self) -> tuple[Process, ...]:
         """What a choice of targets needs; single-digit milliseconds for a hundred of them."""
@@ -190,12 +202,12 @@ class Tree:
         """Orphans that ended before they were seen alive, and are ours to wait for.
 
         They cannot be told from a child of the daemon's own that somebody is about to wait
-        for, so `strays` says since when they have been waiting.
+        for, so `_strays` says since when they have been waiting.
         """
         for stat in found:
             unknown = stat.pid not in self._members and stat.session != os.getsid(0)
             if unknown and stat.parent == os.getpid() and not stat.alive:
-                self.strays.setdefault(stat.identity, time.monotonic())
+                self._strays.setdefault(stat.identity, time.monotonic())
 
     def _has_marker(self, stat: proc.Stat) -> bool:
         if self.marker is None or stat.pid == os.getpid():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from spotd.core import events
 from spotd.shell.trainer import evidence, proc
 from spotd.shell.trainer.output import last_lines
+from spotd.shell.wake import Wake
 
 if TYPE_CHECKING:
     import subprocess
@@ -57,7 +58,7 @@ class Running:
     linger: float = LINGER
     over: threading.Event = field(default_factory=threading.Event)
     _killing: threading.Event = field(default_factory=threading.Event)
-    _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    _wake: Wake = field(default_factory=Wake)
     _memory: evidence.Memory | None = None
     _status: int | None = None
 
@@ -71,8 +72,7 @@ class Running:
         self._killing.set()
         self.tree.sweep()
         self.tree.kill()
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
+        self._wake.set()
 
     def _follow(self) -> None:
         self._wait()
@@ -85,7 +85,7 @@ class Running:
         if self.pidfd is not None:
             os.close(self.pidfd)
         self.over.set()
-        os.close(self._wake)
+        self._wake.close()
         status = self._status
         self.post(events.TrainerExited(
             status=status if status is not None and status >= 0 else None,
@@ -100,15 +100,15 @@ class Running:
             return
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._wake.fileno(), select.POLLIN)
         began = swept = time.monotonic()
         while True:
             young = time.monotonic() - began < _YOUNG
             ready = {fd for fd, _ in poll.poll(1000 * (_SWEEP_YOUNG if young else _SWEEP))}
             if self.pidfd in ready:
                 return
-            if self._wake in ready:
-                os.eventfd_read(self._wake)
+            if self._wake.fileno() in ready:
+                self._wake.clear()
             full = young or time.monotonic() - swept >= _FULL_SWEEP
             self.tree.sweep(full=full)
             if full:
@@ -155,12 +155,8 @@ class Running:
         for pid in self.tree.identities():
             if pid != own:
                 _wait_for(proc.stat(pid))
-        for stray, since in list(self.tree.strays.items()):
-            found = proc.stat(stray.pid)
-            if found is None or found.started != stray.started:
-                del self.tree.strays[stray]
-            elif time.monotonic() - since >= _STRAY:
-                _wait_for(found)
+        for found in self.tree.strays_since(time.monotonic() - _STRAY):
+            _wait_for(found)
 
     def _reason(self, left: int) -> str:
         if self._killing.is_set():
