@@ -33,6 +33,7 @@ _DECLARE_EVERY = 0.1
 _MOST_PATHS = 256  # in one `_DECLARE_EVERY`; an honest trainer declares one
 _BURST = 512  # datagrams read before anything else is looked at
 _BUFFER = 4 * 1024 * 1024
+_LOOK = 10.0  # seconds between two looks whether the socket is still there
 
 
 class TrainerSocket:
@@ -64,6 +65,7 @@ class TrainerSocket:
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._wake = -1
+        self._inode = -1
         self._mutex = threading.Lock()  # of what has been read and not yet passed on
         self._values: dict[str, int | float | str] = {}
         self._paths: dict[str, None] = {}
@@ -72,6 +74,12 @@ class TrainerSocket:
 
     def open(self) -> None:
         """Makes the socket and listens in a thread of its own. Raises OSError."""
+        self._socket = self._bound()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._listen, name="trainer-socket", daemon=True)
+        self._thread.start()
+
+    def _bound(self) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -80,15 +88,11 @@ class TrainerSocket:
             listening.bind(str(self.path))
             self.path.chmod(0o600)
             self._admit()
+            self._inode = self.path.stat().st_ino
         except OSError:
             listening.close()
             raise
-        self._socket = listening
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(
-            target=self._listen, args=(listening,), name="trainer-socket", daemon=True
-        )
-        self._thread.start()
+        return listening
 
     def close(self) -> None:
         """Passes on what was said last, and takes the socket away."""
@@ -98,17 +102,17 @@ class TrainerSocket:
         self._thread.join()
         self._thread = None
         os.close(self._wake)
-        self._socket.close()
-        self._socket = None
+        with self._mutex:
+            self._socket.close()
+            self._socket = None
         with contextlib.suppress(OSError):
             self.path.unlink()
 
     def flush(self) -> None:
         """Passes on all that was said so far: the trainer has ended, and this was its last."""
-        listening = self._socket
-        if listening is not None:
-            with self._mutex:
-                self._drain(listening)
+        with self._mutex:
+            if self._socket is not None:
+                self._drain(self._socket)
                 self._pass_on(time.monotonic(), everything=True)
 
     def _admit(self) -> None:
@@ -118,25 +122,46 @@ class TrainerSocket:
         with contextlib.suppress(KeyError):
             os.chown(self.path, pwd.getpwnam(self._user).pw_uid, -1)
 
-    def _listen(self, listening: socket.socket) -> None:
-        poll = select.poll()
-        poll.register(listening, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+    def _listen(self) -> None:
+        look = time.monotonic() + _LOOK
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds())}
-            closing = self._wake in ready
             with self._mutex:
-                if listening.fileno() in ready:
+                listening = self._socket
+                wait = self._milliseconds(look)
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if listening is not None:
+                poll.register(listening, select.POLLIN)
+            closing = self._wake in {descriptor for descriptor, _ in poll.poll(wait)}
+            with self._mutex:
+                if listening is not None:
                     self._drain(listening)
                 self._pass_on(time.monotonic(), everything=closing)
             if closing:
                 return
+            if time.monotonic() >= look:
+                look = time.monotonic() + _LOOK
+                self._look()
 
-    def _milliseconds(self) -> float | None:
-        """Until something that waits may be passed on; None: nothing waits."""
-        due = [self._reported_at + _REPORT_EVERY] if self._values else []
+    def _look(self) -> None:
+        """Makes the socket anew when somebody has emptied the runtime directory."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                return
+        with self._mutex, contextlib.suppress(OSError):  # the control socket's server says why
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fresh = self._bound()
+            if self._socket is not None:
+                self._drain(self._socket)
+                self._socket.close()
+            self._socket = fresh
+
+    def _milliseconds(self, look: float) -> float:
+        """Until something that waits may be passed on, or until the next look."""
+        due = [look]
+        due += [self._reported_at + _REPORT_EVERY] if self._values else []
         due += [self._declared_at + _DECLARE_EVERY] if self._paths else []
-        return max(0.0, 1000 * (min(due) - time.monotonic())) + 1 if due else None
+        return max(0.0, 1000 * (min(due) - time.monotonic())) + 1
 
     def _drain(self, listening: socket.socket) -> None:
         for _ in range(_BURST):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 
@@ -8,7 +9,8 @@ import pytest
 from directory_kit import eventually
 
 from spotd.core.actions import Reply
-from spotd.shell.control import LONGEST, ControlServer, ask
+from spotd.shell import control as control_module
+from spotd.shell.control import LONGEST, MOST, ControlServer, ask
 
 
 @pytest.fixture
@@ -65,3 +67,48 @@ def test_an_answer_that_nobody_reads_does_not_hold_up_the_decision(server):
 
 def test_an_answer_comes_whole(server):
     assert next(ask(server.path, "status"))["data"] == {"much": "x" * 100_000}
+
+
+def test_requests_that_come_in_one_piece_are_all_answered(server):
+    with connected(server.path) as hasty:
+        hasty.sendall(b'{"verb": "nothing"}\n' * 3)
+        lines = hasty.makefile("rb")
+        assert [b"no such verb" in lines.readline() for _ in range(3)] == [True] * 3
+
+
+def test_a_crowd_of_lookers_does_not_drive_out_who_waits_for_an_answer(server):
+    with connected(server.path) as waiting, contextlib.ExitStack() as crowd:
+        waiting.sendall(b'{"verb": "drill"}\n')
+        eventually(lambda: server.posted)
+        for _ in range(2 * MOST):
+            crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(str(server.path))
+        assert next(ask(server.path, "status"))["ok"]
+        server.reply(Reply(server.posted[0].request, ok=True, message="it fits"))
+        assert b"it fits" in waiting.makefile("rb").readline()
+
+
+def test_a_defect_in_the_status_is_an_answer_and_not_the_end_of_answering(tmp_path):
+    def status():
+        raise RuntimeError("torn")
+
+    control = ControlServer(tmp_path / "control.sock", status=status, post=print)
+    control.start()
+    for _ in range(2):
+        assert "torn" in next(ask(tmp_path / "control.sock", "status"))["message"]
+    control.close()
+
+
+def test_a_socket_that_was_taken_away_is_made_anew_and_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(control_module, "LOOK", 0.02)
+    told = []
+    path = tmp_path / "run" / "control.sock"
+    path.parent.mkdir()
+    control = ControlServer(path, status=dict, post=print, lost=told.append)
+    control.start()
+    shutil.rmtree(path.parent)
+    eventually(path.exists)
+    eventually(lambda: told)
+    assert next(ask(path, "status"))["ok"]
+    assert told == [""]
+    control.close()
+    assert not path.exists()

@@ -13,6 +13,7 @@ import pytest
 from hosting import wait_for
 
 from spotd.core.events import TrainerReported
+from spotd.shell import trainer_socket
 from spotd.shell.trainer_socket import TrainerSocket
 
 
@@ -131,3 +132,15 @@ def test_only_the_trainers_user_may_write_to_it(tmp_path):
     made.close()
     assert found.st_uid == pwd.getpwnam("nobody").pw_uid
     assert stat.S_IMODE(found.st_mode) == 0o600
+
+
+def test_a_socket_that_was_taken_away_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_socket, "_LOOK", 0.02)
+    made = Listening(tmp_path / "trainer.sock")
+    made.socket.path.unlink()
+    wait_for(made.socket.path.exists)
+    made.say(b"STEP=4")
+    assert made.posted.get(timeout=10) == TrainerReported(step=4)
+    made.socket.close()
+    made.trainer.close()
+    assert not made.socket.path.exists()
