@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spotd.shell.store.access import Access, Keys
 from spotd.shell.store.problems import (
     CredentialsExpired,
     answered,
@@ -136,6 +137,14 @@ class Aws:
             return frozen
 
         return self.call("GetCredentials", "", look)
+
+    def access(self) -> Access:
+        """Returns all that is needed to reach the bucket's objects without botocore."""
+        url = self.object_url("x")
+        found = self.credentials()
+        keys = Keys(found.access_key, found.secret_key, found.token)
+        bundle = self.ca_bundle() if url.startswith("https:") else ""
+        return Access(url.removesuffix("x"), self.region, bundle, keys)
 
     def object_url(self, key: str) -> str:
         """Returns the url of an object, as botocore would call it; needs credentials."""

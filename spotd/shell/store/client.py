@@ -2,7 +2,8 @@
 
 Each method hands one action to the worker process and returns at once; what comes of it is
 posted as an event, whatever happens, the worker's death included. The worker is started
-when there is something to do and let go after 20 s of nothing to do.
+when there is something to do and let go after 20 s of nothing to do. Only the lease is
+renewed without it, where that is one small request: it comes round every minute.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions, events
+from spotd.errors import SpotdError
 from spotd.shell.store.early import Spawned, spawn
+from spotd.shell.store.lease import Lease
+from spotd.shell.store.renewal import Renewal
 from spotd.shell.store.settings import StoreConfig, StoreSettings
 from spotd.shell.store.wire import decode_event
 
@@ -45,6 +49,8 @@ _PATIENCE: dict[str, float | None] = {
     "delete": 600.0,
     "complete": 60.0,
     "upload": None,
+    "ahead": None,
+    "stop_ahead": 60.0,
     "fetch": None,
 }
 
@@ -114,6 +120,8 @@ class StoreClient:
         self._lock = threading.RLock()
         self._process: _Process | None = None
         self._lease: dict[str, Any] | None = None
+        self._renewal = Renewal(self._settings, run, instance_id, node)
+        self._renewing = False
         self._numbers = 0
         self._closed = False
         self._answered = threading.Condition(self._lock)
@@ -135,7 +143,29 @@ class StoreClient:
 
     def renew_lease(self) -> None:
         """-> LeaseRenewed | LeaseRefused | StoreFailed("lease")"""  # noqa: D415
-        self._do("renew")
+        with self._lock:
+            lease = self._lease
+            alone = self._process is None and not self._renewing
+            if lease is None or not alone or not self._renewal.possible:
+                self._do("renew")
+                return
+            self._renewing = True
+        threading.Thread(
+            target=self._renew_here, args=(Lease(**lease),), name="lease", daemon=True
+        ).start()
+
+    def _renew_here(self, lease: Lease) -> None:
+        try:
+            held, event = self._renewal.renew(lease)
+        except SpotdError:
+            with self._lock:
+                self._renewing = False
+                self._do("renew")
+            return
+        with self._lock:
+            self._renewing = False
+            self._lease = asdict(held) if held else None
+        self._post(event)
 
     def release_lease(self, wait_seconds: float = 0.0) -> None:
         """Gives the lease back, waiting for at most that long; nothing comes back."""
@@ -173,6 +203,19 @@ class StoreClient:
                 source=asdict(source),
                 ledger=self.ledger(),
             )
+
+    def upload_ahead(self, action: actions.UploadAhead) -> None:
+        """Nothing comes back: the upload to come takes over what is there by then."""
+        self._do(
+            "ahead", id=action.id, name=action.name, urgent=action.urgent,
+            limit=action.limit, expected=action.expected,
+        )  # fmt: skip
+
+    def stop_ahead(self, action: actions.StopAhead) -> None:
+        """Nothing comes back. Without a worker nothing is under way."""
+        with self._lock:
+            if self._current("ahead") is not None:
+                self._do("stop_ahead", keep=action.keep)
 
     def stop_uploads(self) -> None:
         """-> UploadsStopped"""  # noqa: D415
@@ -298,6 +341,8 @@ class StoreClient:
                 return
             if "lease" in message:
                 self._lease = message["lease"]
+            if "access" in message:
+                self._renewal.told(message["access"])
             if "reply" in message:
                 process.pending.pop(message["reply"], None)
                 process.idle_since = time.monotonic()

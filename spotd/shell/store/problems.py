@@ -6,6 +6,8 @@ Nothing here imports botocore: both senders and the tests use it.
 
 from __future__ import annotations
 
+import re
+
 from spotd.shell.store.protocol import Damaged, NotFound, PreconditionFailed, StoreProblem
 
 _BUSY = {
@@ -109,6 +111,12 @@ def _known(  # noqa: PLR0911 - a table with sentences in it
             hint="set store.region to the bucket's: aws s3api get-bucket-location",
         )
     return None
+
+
+def element(text: str, name: str) -> str:
+    """Returns the text of an element of S3's error document; it is flat and small."""
+    found = re.search(rf"<{name}>([^<]{{0,1000}})</{name}>", text)
+    return found[1] if found else ""
 
 
 def unreachable(endpoint: str, reason: str) -> StoreProblem:

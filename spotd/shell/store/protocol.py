@@ -52,10 +52,17 @@ class Cancelled(Exception):  # noqa: N818 - nothing went wrong, somebody said st
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A small object. `etag` is opaque, for `if_match`."""
+    """A small object.
+
+    Attributes:
+        data: All of it.
+        etag: Opaque, for `if_match`.
+        age: Seconds since it was written, by the store's clock; None where that is not told.
+    """
 
     data: bytes
     etag: str
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,12 @@ from spotd.shell.store.protocol import (
     Part,
     Piece,
 )
+from spotd.shell.store.small import age_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from spotd.shell.store.access import Access
     from spotd.shell.store.sender import PartSender
 
 _COPY_LIMIT = 5 * 10**9  # CopyObject ends at 5 GB
@@ -107,6 +109,12 @@ class S3Store:
         """See `ObjectStore.warm`."""
         _ = self.aws.client, self.sender  # each is made at its first use
 
+    def access(self) -> Access | None:
+        """Returns how to reach it without botocore; None when only botocore can."""
+        from spotd.shell.store.thin import possible  # noqa: PLC0415 - who moves bytes has it
+
+        return self.aws.access() if possible(self) else None
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str = "") -> str:
         """See `ObjectStore.put`."""
         extra: dict[str, Any] = {}
@@ -131,7 +139,8 @@ class S3Store:
                 data = body.read(limit + 1)
             if len(data) > limit:
                 raise Damaged(f"{self.resource(key)} has more than {limit} bytes")
-            return Blob(data, told(answer, "ETag"))
+            metadata: Any = answer.get("ResponseMetadata", {})
+            return Blob(data, told(answer, "ETag"), age_of(metadata.get("HTTPHeaders", {})))
 
         return self._call("GetObject", key, read)
 

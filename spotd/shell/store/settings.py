@@ -10,7 +10,9 @@ from urllib.parse import unquote, urlsplit
 from spotd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from spotd.shell.store.access import Access
     from spotd.shell.store.protocol import ObjectStore
+    from spotd.shell.store.small import SmallObjects
 
 
 class StoreConfig(Protocol):  # the attributes are the contract's keys
@@ -78,6 +80,41 @@ class StoreSettings:
         )
 
 
+def s3_place(settings: StoreSettings, run: str) -> tuple[str, str] | None:
+    """Returns bucket and prefix of a run's objects; None for a store that is not S3."""
+    parts = urlsplit(settings.url)
+    if parts.scheme != "s3" or not parts.netloc:
+        return None
+    return parts.netloc, "/".join(each for each in [*parts.path.split("/"), run] if each)
+
+
+def small_objects(settings: StoreSettings, run: str, access: Access) -> SmallObjects | None:
+    """Opens the small objects of a run without botocore; None for a store that is not S3."""
+    from spotd.shell.store.access import HEADERS  # noqa: PLC0415 - not for file://
+    from spotd.shell.store.small import SmallObjects  # noqa: PLC0415
+
+    place = s3_place(settings, run)
+    if place is None:
+        return None
+    wanted = {
+        HEADERS["ServerSideEncryption"]: settings.server_side_encryption,
+        HEADERS["SSEKMSKeyId"]: settings.kms_key_id,
+    }
+    options = {name: text for name, text in wanted.items() if text}
+    return SmallObjects(access, place[0], f"{place[1]}/", options)
+
+
+def access_to(store: ObjectStore) -> Access | None:
+    """Returns how others reach a store's small objects without botocore, if they can.
+
+    Raises:
+        StoreProblem: There are no credentials.
+    """
+    from spotd.shell.store.s3 import S3Store  # noqa: PLC0415
+
+    return store.access() if isinstance(store, S3Store) else None
+
+
 def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> ObjectStore:
     """Opens the store of a run; nothing is sent or written yet.
 
@@ -90,11 +127,11 @@ def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> O
 
         base = Path(unquote(parts.path))
         return DirectoryStore(base / run, base)
-    if parts.scheme == "s3" and parts.netloc:
+    place = s3_place(settings, run)
+    if place is not None:
         from spotd.shell.store.aws import S3Options  # noqa: PLC0415
         from spotd.shell.store.s3 import S3Store  # noqa: PLC0415 - not for file://
 
-        prefix = "/".join(each for each in [*parts.path.split("/"), run] if each)
         options = S3Options(
             settings.endpoint_url,
             settings.region,
@@ -102,7 +139,7 @@ def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> O
             settings.server_side_encryption,
             settings.kms_key_id,
         )
-        return S3Store(parts.netloc, prefix, options, connections=connections)
+        return S3Store(*place, options, connections=connections)
     raise ConfigError(
         f"store.url {settings.url!r} is neither s3://bucket/prefix nor file:///path",
         hint='for example url = "s3://my-bucket/training"',

@@ -12,16 +12,16 @@ own throughput at a third of the CPU.
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from spotd.shell.store.access import HEADERS
 from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT, told
 from spotd.shell.store.directory import pwrite_all
 from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head
-from spotd.shell.store.problems import answered
+from spotd.shell.store.problems import answered, element
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece, StoreProblem
 from spotd.shell.store.signing import UNSIGNED, UNSIGNED_TRAILER, Signer
 
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024 * 1024
 _CHUNK_HEAD = b"%X\r\n" % _CHUNK
-_HEADERS = {  # of PutObject's options, from its entry in the API reference
-    "StorageClass": "x-amz-storage-class",
-    "ServerSideEncryption": "x-amz-server-side-encryption",
-    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
-}
 _OK, _PARTIAL, _RANGE = 200, 206, 416
 
 
@@ -70,7 +65,7 @@ class ThinSender:
 
     def send_whole(self, key: str, piece: Piece, flow: Flow, options: dict[str, Any]) -> Part:
         """See `PartSender.send_whole`."""
-        extra = {_HEADERS[name]: str(value) for name, value in options.items()}
+        extra = {HEADERS[name]: str(value) for name, value in options.items()}
         return self._put("PutObject", key, "", piece, flow, extra)
 
     def send_part(self, key: str, upload: str, number: int, piece: Piece, flow: Flow) -> Part:
@@ -200,10 +195,10 @@ class ThinSender:
 
     def _problem(self, operation: str, key: str, answer: Answer, data: bytes) -> StoreProblem:
         text = data.decode(errors="replace")
-        code = _element(text, "Code") or str(answer.status)
+        code = element(text, "Code") or str(answer.status)
         if answer.status == _RANGE:
             return Damaged(f"{self._store.resource(key)} has not the size it should have")
-        problem = answered(operation, code, _element(text, "Message"), self._store.resource(key))
+        problem = answered(operation, code, element(text, "Message"), self._store.resource(key))
         self._store.aws.noticed(problem)
         return problem
 
@@ -228,9 +223,3 @@ def _read_all(fd: int, data: memoryview, offset: int) -> None:
             raise Damaged("the file became shorter while it was being sent")
         data = data[count:]
         offset += count
-
-
-def _element(text: str, name: str) -> str:
-    """Returns the text of an element of S3's error document; it is flat and small."""
-    found = re.search(rf"<{name}>([^<]{{0,1000}})</{name}>", text)
-    return found[1] if found else ""

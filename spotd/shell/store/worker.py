@@ -27,11 +27,11 @@ from spotd.core.manifest import ManifestError
 from spotd.errors import SpotdError
 from spotd.shell.directory.tree import open_without_links
 from spotd.shell.store.checkpoints import CheckpointStore
-from spotd.shell.store.lease import Lease, LeaseHeld, LeaseKeeper
+from spotd.shell.store.lease import TTL, TTL_BY_OUR_CLOCKS, Lease, LeaseHeld, LeaseKeeper
 from spotd.shell.store.priority import take_what_is_left
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
 from spotd.shell.store.restore import Owner, Restore
-from spotd.shell.store.settings import StoreSettings, open_store
+from spotd.shell.store.settings import StoreSettings, access_to, open_store, s3_place
 from spotd.shell.store.source import SourceGone, UploadSource
 from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, Transfer, lane_count
 from spotd.shell.store.upload import Upload, UploadOrder
@@ -73,7 +73,10 @@ class Worker:
         self._checkpoints = CheckpointStore(
             store, config["run"], config["instance_id"], config["node"], self._state
         )
-        self._keeper = LeaseKeeper(store, config["run"], config["instance_id"], config["node"])
+        ttl = TTL if s3_place(settings, config["run"]) else TTL_BY_OUR_CLOCKS
+        self._keeper = LeaseKeeper(
+            store, config["run"], config["instance_id"], config["node"], ttl=ttl
+        )
         self._lease: Lease | None = Lease(**config["lease"]) if config["lease"] else None
         self._lease_lock = threading.Lock()  # its own lane, and the upload's before a manifest
         self._kept: dict[str, str] = {}
@@ -155,10 +158,11 @@ class Worker:
     def _open(self, _command: Command) -> list[events.Event]:
         try:
             with self._lease_lock:
-                lease = self._keeper.acquire()
+                lease = self._keeper.acquire(self._lease)
                 self._hold(lease)
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
+        self._share_access()
         lanes = Lanes(8)
         try:
             found = self._soon(lanes).again(lambda: self._checkpoints.listing(lanes))
@@ -181,7 +185,14 @@ class Worker:
             lease = self._renew_now()
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
+        self._share_access()
         return [events.LeaseRenewed(lease.seconds_left())]
+
+    def _share_access(self) -> None:
+        """Tells the daemon how to renew the lease without us."""
+        with contextlib.suppress(StoreProblem):  # the lease is ours: it is only not as cheap
+            access = access_to(self._checkpoints.store)
+            self._say({"access": asdict(access) if access else None})
 
     def _renew_now(self) -> Lease:
         with self._lease_lock:
