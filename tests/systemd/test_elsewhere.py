@@ -1,4 +1,4 @@
-"""Real torch, a jumping clock, a newer Debian, and no systemd at all."""
+"""Real torch, a jumping clock, a newer Debian, two Ubuntus, and no systemd at all."""
 
 from __future__ import annotations
 
@@ -112,18 +112,29 @@ def test_as_pid_1_it_buries_everybodys_orphans(training: Training, cloud: Cloud)
     training.instance.until(all_buried, "the orphans to be buried", 10)
 
 
-@pytest.mark.timeout(400, func_only=True)
-def test_the_same_package_trains_on_the_next_debian_with_its_python_and_systemd(
-    training: Training, cloud: Cloud, launch: Any, scratch: Path, package: Path
-) -> None:
+@pytest.fixture
+def elsewhere(request: pytest.FixtureRequest, scratch: Path, package: Path) -> list[Path]:
+    """The layers of another release; made before the test's own time begins."""
     try:
-        newer = image.base("trixie")
-    except RuntimeError as error:
+        root = image.base(request.param)
+    except (RuntimeError, OSError) as error:
         pytest.skip(f"the image could not be built: {error}")
-    baked = ami.bake(scratch / "trixie", newer, package)
-    training.instance = launch(layers=[baked, newer])
+    return [ami.bake(scratch / root.name, root, package), root]
+
+
+@pytest.mark.timeout(400, func_only=True)
+@pytest.mark.parametrize(
+    ("elsewhere", "python"),
+    [("trixie", "Python 3.13"), ("noble", "Python 3.12"), ("jammy", "Python 3.10")],
+    indirect=["elsewhere"],
+    ids=["debian-13", "ubuntu-24.04", "ubuntu-22.04"],
+)
+def test_the_same_package_trains_on_another_release_with_its_python_and_systemd(
+    training: Training, cloud: Cloud, launch: Any, elsewhere: list[Path], python: str
+) -> None:
+    training.instance = launch(layers=elsewhere)
     training.boot()
-    assert "Python 3.13" in training.instance.run("python3", "--version")
+    assert python in training.instance.run("python3", "--version")
     training.instance.run("systemctl", "restart", "spotd")
     training.until_training()
     assert len(training.resumed_at()) == 1

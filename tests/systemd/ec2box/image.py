@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,15 @@ PACKAGES = (
     "systemd,systemd-sysv,dbus,python3,cloud-init,iproute2,procps,kmod,ca-certificates,"
     "isc-dhcp-client,udev,e2fsprogs,libfaketime"
 )
+#: Releases without isc-dhcp-client, or that have something better.
+NEWER_DHCP = {"trixie", "noble"}
+#: Ubuntu's, from its own archive: 24.04 and 22.04. Their key comes in a package of that archive,
+#: which is believed by its content: the key in it is F6ECB3762474EDA9D21B7022871920D1991BC93C,
+#: "Ubuntu Archive Automatic Signing Key (2018)".
+UBUNTU = {"noble", "jammy"}
+ARCHIVE = "http://archive.ubuntu.com/ubuntu"
+KEYRING = f"{ARCHIVE}/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb"
+KEYRING_SHA256 = "36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8"
 #: Raised when the recipe below changes in a way that the package list does not show.
 RECIPE = "3"
 #: Debian's package for each command that building and booting an instance needs.
@@ -104,13 +114,14 @@ def cgroup2() -> Path | None:
 
 
 def base(suite: str = "bookworm") -> Path:
-    """The root of a Debian release, built when the cache has none of this recipe.
+    """The root of a Debian or Ubuntu release, built when the cache has none of this recipe.
 
     Raises:
         RuntimeError: mmdebstrap failed; the message ends with what it said.
+        OSError: Ubuntu's archive cannot be reached.
     """
     packages = PACKAGES
-    if suite == "trixie":
+    if suite in NEWER_DHCP:
         packages = PACKAGES.replace("isc-dhcp-client", "dhcpcd-base")
     key = hashlib.sha256(f"{RECIPE} {packages}".encode()).hexdigest()[:12]
     root = cache() / f"{suite}-{key}"
@@ -119,7 +130,11 @@ def base(suite: str = "bookworm") -> Path:
             return root
         with tempfile.TemporaryDirectory(dir=cache(), prefix=f"{suite}-new-") as scratch:
             made = Path(scratch, "root")
-            command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", suite, str(made)]
+            options = ["--variant=minbase", f"--include={packages}"]
+            if suite in UBUNTU:
+                options += [f"--keyring={_keyring(Path(scratch))}", "--components=main,universe"]
+            command = ["mmdebstrap", *options, suite, str(made)]
+            command += [ARCHIVE] if suite in UBUNTU else []
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"mmdebstrap {suite} failed: {done.stderr[-2000:]}")
@@ -129,6 +144,19 @@ def base(suite: str = "bookworm") -> Path:
             if older != root:  # of an older recipe
                 shutil.rmtree(older, ignore_errors=True)
     return root
+
+
+def _keyring(folder: Path) -> Path:
+    """Ubuntu's archive key, which Debian 12 has no package for."""
+    with urllib.request.urlopen(KEYRING, timeout=30) as answer:
+        content = answer.read(1 << 20)
+    if hashlib.sha256(content).hexdigest() != KEYRING_SHA256:
+        raise RuntimeError(f"{KEYRING} is not the package that was looked at")
+    package = folder / "keyring.deb"
+    package.write_bytes(content)
+    subprocess.run(["dpkg-deb", "-x", package, folder / "keyring"], check=True)
+    folder.chmod(0o755)  # apt reads it as a user of its own
+    return folder / "keyring/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
 
 def _prepare(root: Path) -> None:
