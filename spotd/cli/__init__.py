@@ -9,6 +9,7 @@ import os
 import sys
 
 from spotd import __version__
+from spotd.core.words import readable_lines
 from spotd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, SpotdError
 
 # verb -> one line of help; the module is spotd.cli.<verb with underscores>. A verb's module
@@ -20,6 +21,7 @@ VERBS = {
     "checkpoint": "ask the trainer for a checkpoint now and wait until it is stored",
     "restore": "fetch and verify a checkpoint, without the daemon",
     "history": "starts, notices, checkpoints, resumes and what each cost",
+    "reload": "have the running daemon take a changed configuration over",
     "drill": "rehearse an interruption on the running daemon",
     "demo": "the whole story on this machine, on loopback",
     "check": "find what would go wrong before it costs money",
@@ -35,6 +37,12 @@ VERBS = {
 }
 
 
+STATUSES = (
+    "exit status: 0 done; 1 it failed, one line says why and what to do; 2 wrong usage; 69 no "
+    "daemon, or a service that does not answer; 78 the configuration cannot be used"
+)
+
+
 def module_of(verb: str) -> str:
     """Returns the name of the module that implements a verb."""
     return f"spotd.cli.{verb.replace('-', '_')}"
@@ -48,13 +56,17 @@ def available() -> dict[str, str]:
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
     """Returns the parser; only the named verb's own options are filled in."""
     top = argparse.ArgumentParser(
-        prog="spotd", description="Training on a Spot instance that feels like owning the machine."
-    )
+        prog="spotd", description="Training on a Spot instance that feels like owning the machine.",
+        epilog=STATUSES,
+    )  # fmt: skip
     top.add_argument("--version", action="version", version=f"spotd {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, text in available().items():
         if name == verb:
             importlib.import_module(module_of(name)).add_parser(verbs)
+            own = verbs.choices[name]
+            own.description = own.description or f"{text[0].upper()}{text[1:]}."
+            own.epilog = own.epilog or STATUSES
         else:
             verbs.add_parser(name, help=text)
     return top
@@ -68,9 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = importlib.import_module(module_of(options.verb)).run(options)
     except SpotdError as e:
-        print(f"spotd: {e.message}", file=sys.stderr)
+        print(f"spotd: {readable_lines(e.message)}", file=sys.stderr)
         if e.hint:
-            print(f"       {e.hint}", file=sys.stderr)
+            print(f"       {readable_lines(e.hint)}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
         return 130

@@ -70,7 +70,9 @@ def add_parser(verbs: Any) -> None:
     money.add_argument(
         "--spot-price", type=_positive, help="default: the trace's, where it has one"
     )
-    money.add_argument("--on-demand-price", type=_positive)
+    money.add_argument(
+        "--on-demand-price", type=_positive, help="what the same machine costs there"
+    )
 
 
 def _of(parse: Callable[[object], Any]) -> Callable[[str], Any]:

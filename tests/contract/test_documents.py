@@ -71,6 +71,26 @@ def test_every_verb_of_the_readme_exists_and_every_verb_says_what_it_does():
         assert ast.get_docstring(ast.parse(Path(module.origin).read_text()))
 
 
+def test_every_verb_that_reports_can_say_it_in_json():
+    of_another_kind = {"run": "a daemon", "demo": "a show", "user-data": "YAML", "report": "HTML"}
+    for verb in cli.available():
+        words = cli.parser(verb)._subparsers._group_actions[0].choices[verb]._option_string_actions
+        assert ("--json" in words) is (verb not in of_another_kind), verb
+
+
+def test_the_help_of_every_verb_says_what_it_does_and_how_it_ends():
+    for verb, text in cli.available().items():
+        shown = cli.parser(verb)._subparsers._group_actions[0].choices[verb].format_help()
+        assert text[1:] in " ".join(shown.split()), verb
+        assert "exit status: 0 done" in shown or verb == "simulate"
+
+
+def test_every_option_of_every_verb_is_explained():
+    for verb in cli.available():
+        for action in cli.parser(verb)._subparsers._group_actions[0].choices[verb]._actions:
+            assert action.help, (verb, action.option_strings or action.dest)
+
+
 def test_every_kind_of_event_has_a_handler_and_every_action_somebody_who_does_it():
     assert set(lifecycle.HANDLERS) == set(events.Event.__args__)
     source = (ROOT / "spotd/shell/daemon.py").read_text()
