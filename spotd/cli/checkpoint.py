@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from spotd.cli.common import add_options, control_socket, print_json, settings_of
+from spotd.cli.common import add_options, control_socket, print_json, print_outcome, settings_of
 from spotd.errors import EXIT_DONE, EXIT_FAILED
 from spotd.shell.control import ask
 
@@ -30,9 +29,5 @@ def run(options: argparse.Namespace) -> int:
         pass
     if options.json:
         print_json({"ok": answer["ok"], "message": answer["message"], **answer.get("data", {})})
-    else:
-        print(answer["message"], file=sys.stdout if answer["ok"] else sys.stderr)
-        hint = answer.get("data", {}).get("hint")
-        if hint:
-            print(f"       {hint}", file=sys.stderr)
-    return EXIT_DONE if answer["ok"] else EXIT_FAILED
+        return EXIT_DONE if answer["ok"] else EXIT_FAILED
+    return print_outcome(answer)

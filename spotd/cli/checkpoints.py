@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spotd.cli.common import add_options, control_socket, print_json, settings_of, table
 from spotd.core.record import known_from
 from spotd.core.status import age, rfc3339
-from spotd.core.words import megabytes
+from spotd.core.words import megabytes, readable
 from spotd.errors import EXIT_DONE, EXIT_UNAVAILABLE, SpotdError, UnavailableError
 from spotd.shell.control import ask
 from spotd.shell.directory.candidates import Candidates
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(render(rows) if rows else "no checkpoint on the disk or in the store")
         if trouble is not None:
-            print(f"the store does not answer: {trouble}", file=sys.stderr)
+            print(f"the store does not answer: {readable(str(trouble))}", file=sys.stderr)
     return EXIT_DONE if trouble is None else EXIT_UNAVAILABLE
 
 

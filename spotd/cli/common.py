@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from spotd.config import load
+from spotd.core.words import readable
+from spotd.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
     import argparse
@@ -44,8 +47,18 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+def print_outcome(answer: dict[str, Any]) -> int:
+    """Prints what the daemon did, and what to do about it; returns the exit status."""
+    print(readable(answer["message"]), file=sys.stdout if answer["ok"] else sys.stderr)
+    hint = answer.get("data", {}).get("hint")
+    if hint:
+        print(f"       {readable(hint)}", file=sys.stderr)
+    return EXIT_DONE if answer["ok"] else EXIT_FAILED
+
+
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Returns rows as aligned columns, the first row a heading."""
+    """Returns rows as aligned columns, the first row a heading; whoever chose what they say."""
+    rows = [tuple(map(readable, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in padded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spotd.cli.common import add_options, control_socket, print_json, settings_of
+from spotd.cli.common import add_options, control_socket, print_json, print_outcome, settings_of
 from spotd.errors import EXIT_DONE, EXIT_FAILED
 from spotd.shell.control import ask
 
@@ -33,8 +33,4 @@ def run(options: argparse.Namespace) -> int:
     for what, at in answer.get("data", {}).get("timeline", []):
         print(f"{at:8.2f} s  {'+' + format(at - before, '.2f'):>8} s  {what}")
         before = at
-    print(answer["message"], file=sys.stdout if answer["ok"] else sys.stderr)
-    hint = answer.get("data", {}).get("hint")
-    if hint:
-        print(f"       {hint}", file=sys.stderr)
-    return EXIT_DONE if answer["ok"] else EXIT_FAILED
+    return print_outcome(answer)

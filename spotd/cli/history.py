@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, print_json, settings_of
 from spotd.core.status import age
+from spotd.core.words import readable, readable_lines
 from spotd.errors import EXIT_DONE
 from spotd.shell.history import read
 
@@ -38,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     for entry in entries:
         if options.all or entry.get("event") not in _DETAILS:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
-            print(f"{stamp}  {entry.get('event', ''):<22} {entry.get('message', '')}")
+            event, message = str(entry.get("event", "")), str(entry.get("message", ""))
+            print(f"{stamp}  {readable(event):<22} {readable_lines(message)}")
     print()
     print(summary(entries))
     return EXIT_DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, control_socket, print_json, settings_of
-from spotd.core.words import megabytes
+from spotd.core.words import megabytes, readable
 from spotd.errors import EXIT_DONE, SpotdError, UnavailableError
 from spotd.shell.control import ask
 
@@ -51,14 +51,15 @@ def run(options: argparse.Namespace) -> int:
         except SpotdError as e:
             if number + 1 == len(wanted):
                 raise
-            print(f"spotd: {one.id}: {e.message}; trying the one before it", file=sys.stderr)
+            said = readable(f"{one.id}: {e.message}; trying the one before it")
+            print(f"spotd: {said}", file=sys.stderr)
             continue
         progress.end()
         path = target / found.name
         if options.json:
             print_json({"id": one.id, "path": str(path), "size": found.size, "step": one.step})
         else:
-            print(f"{one.id} ({megabytes(found.size)}) is whole in {path}")
+            print(readable(f"{one.id} ({megabytes(found.size)}) is whole in {path}"))
         return EXIT_DONE
     raise SpotdError(
         f"run {settings.run} has no checkpoint in the store", hint="spotd checkpoints lists them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, control_socket, print_json, settings_of
-from spotd.core.words import megabytes
+from spotd.core.words import megabytes, readable
 from spotd.errors import EXIT_DONE
 from spotd.shell.control import ask
 
@@ -60,7 +60,7 @@ def render(s: dict[str, Any]) -> str:
             ),
         )
     )
-    text = "\n".join(f"{name:>10}  {value}" for name, value in rows)
+    text = "\n".join(f"{name:>10}  {readable(value)}" for name, value in rows)
     if t["last_lines"]:
         text += "\n\nlast lines of the trainer that ended:\n  " + "\n  ".join(t["last_lines"])
     return text

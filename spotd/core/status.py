@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from spotd.core.deadline import PLANNED
 from spotd.core.state import Phase, newest_known, unstored
 
+from spotd.core.words import readable
 if TYPE_CHECKING:
     from spotd.core.state import Known, Now, State
 
@@ -37,7 +38,7 @@ def status_line(state: State, now: Now) -> str:
     if state.phase is not Phase.COMPLETED:
         parts.append(_checkpoint(state, now))
     parts += _troubles(state, now)
-    return "; ".join(p for p in parts if p)
+    return readable("; ".join(p for p in parts if p))
 
 
 def _activity(state: State) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spotd.core import actions as do
 from spotd.core.record import to_record
 from spotd.core.state import TRANSITIONS
+from spotd.core.words import readable
 
 if TYPE_CHECKING:
     from spotd.core.actions import Action
@@ -99,7 +100,7 @@ class Turn:
             every["attempt"] = state.attempt
         if state.interruption is not None:
             every["seconds_left"] = max(0, round(state.interruption.deadline - self.now.mono))
-        self.do(do.Announce(name, message, priority, {**every, **fields}))
+        self.do(do.Announce(name, readable(message), priority, {**every, **fields}))
 
     def persist(self) -> None:
         """Adds a durable write of the record as it is at this point of the turn."""

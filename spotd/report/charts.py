@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from spotd.bill.parts import carried_out
 from spotd.core.status import age
 from spotd.report.axes import Axis, round_powers, round_steps, round_times, short
+from spotd.report.escaping import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +49,7 @@ class Box:
 
 def figure(draw: Callable[[int], str], label: str) -> str:
     """Both widths of a picture."""
-    name = escape(label, quote=True)
+    name = escape(label)
     return "".join(
         f'<div class="{kind}" role="img" aria-label="{name}">{draw(width)}</div>'
         for kind, width in (("wide", WIDE), ("narrow", NARROW))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from html import escape
 from typing import TYPE_CHECKING
 
 from spotd.bill.parts import PARTS
@@ -11,6 +10,7 @@ from spotd.cli.cost import UNKNOWN, dollars, duration, hours, lost_in, savings, 
 from spotd.core.status import age
 from spotd.core.words import megabytes
 from spotd.report import charts
+from spotd.report.escaping import escape
 from spotd.report.style import STYLE
 
 if TYPE_CHECKING:
