@@ -128,6 +128,14 @@ _TABLE = (
         "Its manifest is written: it can be restored from anywhere.",
     ),
     (
+        "not_in_time",
+        "The newest checkpoint takes longer to store than the notice leaves",
+        (
+            "What can be finished in time is; the rest is continued after the restart. "
+            "`spotd check` says beforehand what fits."
+        ),
+    ),
+    (
         "store_failed",
         "The store does not answer",
         "Training is untouched. Checkpoints stay on the disk and go up when it answers again.",
@@ -240,12 +248,12 @@ _TABLE = (
             "for a day, less and less often, also after a boot. `spotd notify-test` tries it now."
         ),
     ),
-    ("defect", "A defect in spotd", "Training is untouched. Please report it with this line."),
-)
-
-EVENTS: dict[str, JournalEvent] = {name: JournalEvent(name, *rest) for name, *rest in _TABLE}
     (
         "runtime_lost",
         "The runtime directory was emptied",
         "Somebody removed paths.runtime or what was in it. spotd makes its sockets anew at once.",
     ),
+    ("defect", "A defect in spotd", "Training is untouched. Please report it with this line."),
+)
+
+EVENTS: dict[str, JournalEvent] = {name: JournalEvent(name, *rest) for name, *rest in _TABLE}
