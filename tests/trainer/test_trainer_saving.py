@@ -23,7 +23,7 @@ from spotd_trainer import archive as archive_module
 from spotd_trainer.archive import Pace, read_archive, write_archive
 from spotd_trainer.files import find_checkpoints
 from spotd_trainer.interval import AutoInterval, Cost
-from spotd_trainer.snapshot import Stager
+from spotd_trainer.snapshot import Snapshot, Stager
 
 
 def make(size: int = 64):
@@ -145,6 +145,176 @@ def test_parameters_changed_behind_the_optimizers_back_are_found_out(tmp_path, c
         session._saver.wait()
         assert session._saver.copy_at_once
         assert session.last_checkpoint.name == "step-00000002.pt"
+
+
+@pytest.mark.parametrize("swap", ["weights of another kind", "not a number"])
+def test_weights_swapped_through_data_while_they_are_copied_are_found_out(
+    tmp_path, monkeypatch, caplog, swap
+):
+    """As averaged weights are, for an evaluation: torch counts no version there."""
+    swapped = threading.Event()
+    real = Snapshot._copy_all
+
+    def copy_all(snapshot) -> None:
+        assert swapped.wait(30)
+        real(snapshot)
+
+    monkeypatch.setattr(Snapshot, "_copy_all", copy_all)
+    model, optimizer = make()
+    with Session(model, optimizer, directory=tmp_path, save_every=2) as session:
+        for _ in range(2):
+            step(model, optimizer)
+            session.advance()
+        kept = model.weight.detach().clone()
+        model.weight.data.fill_(0.5 if swap != "not a number" else float("nan"))
+        swapped.set()
+        session._saver.wait()
+        model.weight.data.copy_(kept)
+        assert find_checkpoints(tmp_path) == []
+        assert "weight was written to outside optimizer.step" in caplog.text
+        step(model, optimizer)
+        # Tried again at once, not at its next turn, and by a copy that the loop waits for.
+        session.advance()
+        session._saver.wait()
+        kept = model.weight.detach().clone()
+        assert torch.equal(read_archive(session.last_checkpoint)["model"]["weight"], kept)
+        assert session.last_checkpoint.name == "step-00000003.pt"
+
+
+def test_a_snapshot_of_weights_that_are_not_numbers_is_no_change_of_them():
+    weight = nn.Parameter(torch.full((3, 5), float("nan")).t())
+    snapshot = Stager().take({"w": weight.detach()}, [weight])
+    snapshot.finish()
+    assert snapshot.state["w"].isnan().all()
+
+
+NICE = """
+import os, sys, torch
+from torch import nn
+from spotd_trainer import Session
+from spotd_trainer import snapshot
+model = nn.Linear(64, 64)
+optimizer = torch.optim.AdamW(model.parameters())
+def refused(*_):
+    raise PermissionError(13, "Permission denied")
+if sys.argv[2] == "refused":
+    snapshot.os.setpriority = refused
+os.nice(10)
+lowest = []
+real = snapshot.Snapshot.finish
+def finish(taken):
+    lowest.append(os.getpriority(os.PRIO_PROCESS, 0))
+    real(taken)
+snapshot.Snapshot.finish = finish
+with Session(model, optimizer, directory=sys.argv[1], save_every=2, total_steps=6) as session:
+    while not session.done:
+        model(torch.ones(1, 64)).sum().backward()
+        optimizer.step()
+        session.advance()
+print("priorities", set(lowest))
+"""
+
+
+@pytest.mark.parametrize(("how", "priority"), [("allowed", 15), ("refused", 10)])
+def test_a_trainer_of_low_priority_saves_at_a_lower_one_and_never_hangs(tmp_path, how, priority):
+    """An ordinary user may not raise a priority: once, the saving thread died of it in silence."""
+    process = start([sys.executable, "-c", NICE, tmp_path / "c", how], tmp_path)
+    out = finish(process)
+    assert process.returncode == 0, out
+    assert f"priorities {{{priority}}}" in out
+
+
+def test_a_saving_thread_that_cannot_begin_fails_its_save_and_does_not_hold_the_loop(
+    tmp_path, monkeypatch
+):
+    def broken() -> None:
+        raise RuntimeError("no thread today")
+
+    model, optimizer = make()
+    with (
+        pytest.raises(RuntimeError, match="no thread today"),
+        Session(model, optimizer, directory=tmp_path, save_every=1) as session,
+    ):
+        step(model, optimizer)
+        session.advance()
+        session._saver.wait()
+        monkeypatch.setattr("spotd_trainer.saver.step_back", broken)
+        for _ in range(2):
+            step(model, optimizer)
+            session.advance()
+            session._saver.wait()
+
+
+def test_an_error_beside_the_loop_is_not_lost_when_the_program_saves_by_itself(
+    tmp_path, monkeypatch
+):
+    def broken(*_):
+        raise RuntimeError("the disk caught fire")
+
+    model, optimizer = make()
+    with (
+        pytest.raises(RuntimeError, match="caught fire"),
+        Session(model, optimizer, directory=tmp_path, save_every=None) as session,
+    ):
+        step(model, optimizer)
+        session.advance()
+        with monkeypatch.context() as patch:
+            patch.setattr(archive_module.DurableFile, "write", broken)
+            session.save()
+            session._saver.wait()
+        session._started_step = 0
+        session.save()
+
+
+def test_ctrl_c_twice_in_mid_save_is_a_keyboard_interrupt_and_leaves_nothing(tmp_path, monkeypatch):
+    real = archive_module.DurableFile.write
+
+    def write(file, data):
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return real(file, data)
+
+    model, optimizer = make()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Session(model, optimizer, directory=tmp_path, save_every=None) as session,
+    ):
+        step(model, optimizer)
+        monkeypatch.setattr(archive_module.DurableFile, "write", write)
+        signal.raise_signal(signal.SIGINT)
+        session.advance()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_twice_does_not_wait_for_a_save_that_is_under_way(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch)
+    model, optimizer = make()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Session(model, optimizer, directory=tmp_path, save_every=1) as session,
+    ):
+        step(model, optimizer)
+        session.advance()
+        assert gate.reached.wait(30)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert not gate.opened.is_set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loop_that_fails_while_a_save_is_under_way_leaves_it_whole(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch)
+    model, optimizer = make()
+    with (
+        pytest.raises(ZeroDivisionError),
+        Session(model, optimizer, directory=tmp_path, save_every=1) as session,
+    ):
+        step(model, optimizer)
+        session.advance()
+        assert gate.reached.wait(30)
+        threading.Timer(0.1, gate.opened.set).start()
+        raise ZeroDivisionError
+    assert read_archive(find_checkpoints(tmp_path)[0])["step"] == 1
 
 
 def test_a_second_save_waits_for_the_first_and_is_not_lost(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from trainer_support import finish, lines_in, reference, start, wait_for
 
-from spotd_trainer import Interrupted, Session
+from spotd_trainer import Interrupted, Loader, Session
 from spotd_trainer.archive import read_archive
 from spotd_trainer.files import find_checkpoints
 from spotd_trainer.report import Reporter
@@ -182,6 +182,30 @@ def test_a_completed_run_that_is_started_again_does_nothing_and_exits_zero(tmp_p
         out = finish(process)
         assert process.returncode == 0, out
     assert lines_in(tmp_path / "losses.jsonl") == 5
+
+
+def test_a_loss_that_is_no_number_does_not_end_a_run_that_trains_without_spotd(
+    tmp_path, spotd, monkeypatch, caplog
+):
+    monkeypatch.setenv("SPOTD_SOCKET", str(tmp_path / "s"))
+    with session_of(tmp_path, save_every=None) as session:
+        for loss in (torch.ones(3), "much", torch.tensor([2.5])):
+            session._reporter._next = 0.0
+            session.advance(loss)
+    assert caplog.text.count("the loss is not reported") == 1
+    lines = [spotd.recv(65536).decode().splitlines() for _ in range(3)]
+    assert [line for line in sum(lines, []) if "LOSS" in line] == ["LOSS=2.5"]
+
+
+def test_an_epoch_that_is_left_early_is_no_end_of_the_run(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="epoch 0 were not used up"),
+        session_of(tmp_path, save_every=None, loader=Loader(range(40), 4)) as session,
+    ):
+        for _ in session.epochs(5):
+            for _ in session.batches():
+                session.advance()
+                break
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ class Watch:
     def saved(self, path: Path) -> None:
         """A checkpoint is complete and on the disk."""
         self._flag.checkpoints_asked = 0
+        # What was sent before would ask for the same save again.
+        self._ranks.finish()
         if self.first:
             self._reporter.checkpoint(path)
 

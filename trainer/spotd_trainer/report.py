@@ -33,6 +33,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self.dropped = 0
+        self._odd_loss = False
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -51,11 +52,22 @@ class Reporter:
         loss: Any = None,
     ) -> None:
         """Report the step; what is None is left out. `loss`: a number or a tensor of one."""
-        if loss is not None:
-            loss = float(loss.detach() if hasattr(loss, "detach") else loss)
+        loss = None if loss is None else self._number(loss)
         values = {"STEP": step, "TOTAL_STEPS": total_steps, "EPOCH": epoch, "LOSS": loss}
         self._next = time.monotonic() + self._interval
         self._send([f"{key}={value}" for key, value in values.items() if value is not None])
+
+    def _number(self, loss: Any) -> float | None:
+        try:
+            # Of a tensor spread over ranks only the own part: the others do not come here.
+            local = loss.to_local() if hasattr(loss, "to_local") else loss
+            return float(local.detach() if hasattr(local, "detach") else local)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # It is read only where there is a socket: a run that trains without spotd trains with.
+            if not self._odd_loss:
+                log.warning("the loss is not reported: expected one number: %s", error)
+            self._odd_loss = True
+            return None
 
     def checkpoint(self, path: Path) -> None:
         """Tell that the checkpoint at `path` is complete and on the disk."""

@@ -130,21 +130,28 @@ class Saver:
             current.pace.cancelled = True
         self.wait()
 
+    def cancel(self) -> None:
+        """Let what is under way end soon, and leave nothing."""
+        if self.current is not None:
+            self.current.pace.cancelled = True
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait for what is under way, at most `timeout` seconds."""
         if self.current is not None and self.current.thread is not None:
             self.current.thread.join(timeout)
 
-    def raise_error(self) -> None:
-        """Raise, once, what went wrong beside the loop."""
+    def raise_error(self) -> bool:
+        """Raise, once, what went wrong beside the loop; whether it is to be tried again at once."""
         current = self.current
         if current is None or current.busy or current.error is None:
-            return
+            return False
         error, self.current = current.error, None
         if isinstance(error, StateChangedError):
             self.copy_at_once = True
-        if not is_no_space(error) and not isinstance(error, (Cancelled, StateChangedError)):
+            return True
+        if not is_no_space(error) and not isinstance(error, Cancelled):
             raise error
+        return False
 
     def _saving(self, step: int, state: dict[str, Any] | None) -> Saving:
         saving = Saving(step, self._directory / self._layout.name(step))
@@ -155,12 +162,18 @@ class Saver:
 
     def _write(self, saving: Saving, state: dict[str, Any]) -> None:
         began = time.monotonic()
-        if saving.snapshot is not None:
-            step_back()
         try:
+            if saving.snapshot is not None:
+                step_back()
             self._write_or_make_room(saving, state)
-        except BaseException as error:  # noqa: BLE001 - raised in the loop, by raise_error
+        except BaseException as error:
             saving.error = error
+            if saving.snapshot is not None:
+                saving.snapshot.give_up()
+            if saving.thread is None and not isinstance(error, Exception):
+                # Ctrl-C in the loop's own thread: not of the save, and not to be waited for.
+                raise
+            # Otherwise it is raised in the loop, by raise_error.
             self._tell_failure(saving, error)
         else:
             saving.seconds = time.monotonic() - began

@@ -24,6 +24,7 @@ from spotd_trainer.resume import candidates, resume
 from spotd_trainer.saver import Saver
 from spotd_trainer.signals import StopFlag
 from spotd_trainer.snapshot import Snapshot, Stager
+from spotd_trainer.whole import WholeLayout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -190,8 +191,11 @@ class Session:
             if kind is None and not self.should_stop:
                 self._ranks.finish()
                 self._save_and_wait()
+            if kind is KeyboardInterrupt:
+                self._saver.cancel()
             # After a crash of another rank a shard's writer may wait for it in vain.
-            self._saver.wait(None if kind is None else 60.0)
+            alone = isinstance(self._layout, WholeLayout)
+            self._saver.wait(None if kind is None or alone else 60.0)
         finally:
             for hook in self._hooks:
                 hook.remove()
@@ -215,12 +219,19 @@ class Session:
                 return
 
     def epochs(self, total: int) -> Iterator[int]:
-        """Numbers of the epochs up to `total`, beginning with the one to go on with."""
+        """Numbers of the epochs up to `total`, beginning with the one to go on with.
+
+        Raises:
+            RuntimeError: the loop's body left some of the epoch's batches unused.
+        """
         while self.epoch < total and not self.done:
             before = self.epoch
             yield before
-            if self.epoch == before:
-                return
+            if self.epoch == before and not self.done:
+                raise RuntimeError(
+                    f"the batches of epoch {before} were not used up, so that it has not ended: "
+                    "take them from session.batches() and do not break out of them"
+                )
 
     def request_stop(self) -> None:
         """Stop at the next step boundary, as after a stop signal."""
@@ -237,7 +248,9 @@ class Session:
             CheckpointError: a stop was asked for, and nothing could be saved.
             Exception: whatever went wrong in a save beside the loop, want of space excepted.
         """
-        self._saver.raise_error()
+        if self._saver.raise_error():
+            # As if somebody had asked: all ranks then save at the same step.
+            self._flag.checkpoints_asked += 1
         self._note_cost()
         if self._position.rng_is_owed:
             log.warning("the data was not taken from the session: the resume is not exact")
@@ -264,6 +277,7 @@ class Session:
             self._save_and_wait()
         elif self._started_step != self.step:
             self._saver.wait()
+            self._saver.raise_error()
             self._start_save()
 
     def _resume(self) -> None:

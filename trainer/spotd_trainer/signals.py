@@ -29,7 +29,7 @@ class StopFlag:
         self._stop_signals = tuple(stop)
         self._checkpoint_signals = tuple(checkpoint)
         self._previous: dict[signal.Signals, Any] = {}
-        self._process = os.getpid()
+        self._process = 0
         self.stop = 0
         """Number of the signal that asked for a stop, 0 while none has."""
         self.checkpoints_asked = 0
@@ -43,6 +43,7 @@ class StopFlag:
                 "handlers: a stop signal will not be seen; call Session.request_stop() instead"
             )
             return
+        self._process = os.getpid()
         for number in self._stop_signals:
             self._previous[number] = signal.signal(number, self._on_stop)
         for number in self._checkpoint_signals:

@@ -7,12 +7,15 @@ the saving thread, and the next `optimizer.step` waits, in a hook, for what is s
 The copies go into buffers that are kept from save to save: one extra copy of the state, whose
 pages are mapped (and, for CUDA, pinned) once.
 
-A program that changes parameters by other means in between is found out by the tensors' version
-counters, and its saves are then copied at once.
+A program that changes parameters by other means in between is found out, and its saves are then
+copied at once. The tensors' version counters tell; where it went by `.data`, as code does that
+swaps averaged weights in for an evaluation, they do not, but a few values of each tensor, set aside
+before the loop went on and compared with the copy, do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -33,7 +36,14 @@ def step_back() -> None:
     """Let this thread have the CPU after the loop's: a save is in no hurry, training is."""
     if sys.platform == "linux":
         # By thread, as Linux has it (setpriority(2), "C library/kernel differences").
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        thread = threading.get_native_id()
+        # From where it is: a program started with `nice -n 10` may not go up to 5.
+        lower = min(19, os.getpriority(os.PRIO_PROCESS, thread) + 5)
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, thread, lower)
+
+
+_SAMPLED = 4
 
 
 class StateChangedError(RuntimeError):
@@ -46,6 +56,7 @@ class _Copy:
     source: torch.Tensor
     target: torch.Tensor
     version: int
+    sample: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -80,6 +91,9 @@ class Snapshot:
             self._enqueued.set()
         if self._copied is not None:
             self._copied.synchronize()
+        for copy in self._later:
+            if not _same_bits(_sample(copy.target, copy.source), copy.sample.cpu()):
+                raise StateChangedError(copy.key)
         # What is still held would keep a model alive that the program has dropped.
         self._later = []
 
@@ -89,6 +103,11 @@ class Snapshot:
         for copy in self._later:
             if version_of(copy.source) != copy.version:
                 raise StateChangedError(copy.key)
+
+    def give_up(self) -> None:
+        """The save failed: nothing holds the optimizer back any longer."""
+        self._enqueued.set()
+        self._later = []
 
     def wait(self) -> float:
         """Hold back the optimizer until its parameters are copied; return the seconds waited.
@@ -118,16 +137,18 @@ class Stager:
         self._buffers = {}
         sources = tensors_of(state, "state")
         self._preparing = threading.Thread(
-            target=self._prepare, args=(sources,), name="spotd-prepare", daemon=True
+            target=self._prepare, args=(sources, self._buffers), name="spotd-prepare", daemon=True
         )
         self._preparing.start()
 
-    def _prepare(self, sources: dict[str, torch.Tensor]) -> None:
+    def _prepare(self, sources: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> None:
         step_back()
         for key, source in sources.items():
             local = getattr(source, "_local_tensor", source)
             buffer = torch.empty_like(local, device="cpu", pin_memory=local.is_cuda)
-            self._buffers[key] = buffer if local.is_cuda else buffer.zero_()
+            if self._buffers is not buffers:
+                return
+            buffers[key] = buffer if local.is_cuda else buffer.zero_()
 
     def take(self, state: dict[str, Any], later: Iterable[torch.Tensor] = ()) -> Snapshot:
         """Copy `state`; tensors that share memory with one in `later` are left to `finish`."""
@@ -149,6 +170,7 @@ class Stager:
     def release(self) -> None:
         """Give the buffers' memory back."""
         self._buffers = {}
+        self._preparing = None
 
 
 class _Work:
@@ -188,7 +210,8 @@ class _Work:
             return self._seen[identity]
         target = self._buffer(source, key)
         if _memory(source) in self._later_memory:
-            self.later.append(_Copy(key, source, target, version_of(source)))
+            sample = _sample(source, target).clone()
+            self.later.append(_Copy(key, source, target, version_of(source), sample))
         else:
             target.copy_(source, non_blocking=True)
             self.now += source.is_cuda
@@ -203,6 +226,18 @@ class _Work:
         new = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
         self.used[key] = new
         return new
+
+
+def _sample(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of a few values spread over the memory; none where `like` lies otherwise in it."""
+    count = min(_SAMPLED, tensor.numel()) if tensor.stride() == like.stride() else 0
+    stride = max(1, tensor.numel() // max(1, count))
+    return tensor.as_strided((count,), (stride,), tensor.storage_offset())
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # As bytes: a NaN equals no other NaN.
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def version_of(tensor: torch.Tensor) -> int:
