@@ -62,7 +62,9 @@ def render(s: dict[str, Any]) -> str:
     )
     text = "\n".join(f"{name:>10}  {readable(value)}" for name, value in rows)
     if t["last_lines"]:
-        text += "\n\nlast lines of the trainer that ended:\n  " + "\n  ".join(t["last_lines"])
+        text += "\n\nlast lines of the trainer that ended:\n  " + "\n  ".join(
+            map(readable, t["last_lines"])
+        )
     return text
 
 
