@@ -202,6 +202,29 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadAhead:
+    """Send what is being written under `name`, as far as it has grown, for the id it will get.
+
+    Nothing comes back and nothing becomes visible: `Upload` of the same id takes over what is
+    there by then, once the checkpoint is whole. One at a time; another takes its place.
+    `limit`: bytes beyond which it is not followed. `expected`: bytes it will probably have.
+    """
+
+    id: str
+    name: str
+    limit: int
+    expected: int
+    urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StopAhead:
+    """What `UploadAhead` began and no `Upload` took over is dropped, or (`keep`) kept for it."""
+
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StopUploads:
     """Stop sending now; keep what is needed to continue -> UploadsStopped."""
 
@@ -241,6 +264,6 @@ Action = Union[  # noqa: UP007 - a table reads better than forty bars
     Persist, Announce, SyncJournal, Reply, Exit,
     RunPreflight, StartTrainer, SignalTrainer, KillTrainer, MeasureActivity,
     Inspect, Hold, ReleaseHold, SetAside, BringBack, Reinstate, DeleteLocal,
-    WarmStore, OpenStore, RenewLease, ReleaseLease, Upload, StopUploads, Fetch, StopFetch,
-    DeleteFromStore, StoreCompletion, FinishInstance,
+    WarmStore, OpenStore, RenewLease, ReleaseLease, Upload, UploadAhead, StopAhead, StopUploads,
+    Fetch, StopFetch, DeleteFromStore, StoreCompletion, FinishInstance,
 ]  # fmt: skip

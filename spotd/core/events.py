@@ -320,6 +320,14 @@ class UploadProgressed:
 
 
 @dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
+class AheadProgressed:
+    """`sent` bytes of what is still being written are in the store; nobody can see them."""
+
+    id: str
+    sent: int
+
+
 class Uploaded:
     """The manifest is in the store: the checkpoint exists there."""
 
@@ -328,6 +336,8 @@ class Uploaded:
     sent: int  # bytes that really went over the wire; less than size when continued
     seconds: float
 
+    rate: float | None = None  # bytes per second while nothing held it back; None: not measured
+    ahead: int = 0  # bytes of those sent that went up while it was still being written
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed:
@@ -390,7 +400,8 @@ Event = Union[  # noqa: UP007 - a table reads better than forty bars
     TrainerReported, SignalSent, ActivityMeasured,
     LocalInventory, CheckpointSeen, CheckpointVanished, SavesInProgress, Held, HoldFailed,
     Durable, SetAsideDone, Reinstated, ReinstateFailed, DirectoryTrouble,
-    StoreOpened, LeaseRefused, LeaseRenewed, StoreFailed, UploadProgressed, Uploaded,
+    StoreOpened, LeaseRefused, LeaseRenewed, StoreFailed, UploadProgressed, AheadProgressed,
+    Uploaded,
     UploadFailed, UploadsStopped, FetchProgressed, Fetched, FetchFailed, DeletedFromStore,
     CompletionStored,
 ]  # fmt: skip

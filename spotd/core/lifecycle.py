@@ -47,6 +47,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import (
+    ahead,
     completing,
     interrupting,
     keeping,
@@ -97,6 +98,7 @@ def advance(t: Turn) -> None:
     training.advance(t)
     resuming.advance(t)
     storing.advance(t)
+    ahead.advance(t)
     completing.advance(t)
     noticing.advance_metadata(t)
 
@@ -348,6 +350,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.StoreFailed: leasing.on_failed,
     on.UploadProgressed: storing.on_progress,
     on.Uploaded: storing.on_uploaded,
+    on.AheadProgressed: ahead.on_progress,
     on.UploadFailed: storing.on_upload_failed,
     on.UploadsStopped: storing.on_uploads_stopped,
     on.FetchProgressed: restoring.on_fetch_progress,

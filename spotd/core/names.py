@@ -42,3 +42,30 @@ def has_checkpoint_extension(name: str) -> bool:
 def is_checkpoint_name(name: str) -> bool:
     """Whether a file of this name is by itself a checkpoint under the pattern `*`."""
     return has_checkpoint_extension(name) and _PART.fullmatch(name) is None
+
+
+# What surrounds the final name in a temporary one: spotd_trainer's `.tmp-NAME-PID`, `NAME.tmp`,
+# `NAME.tmp.123`, `tmp-NAME`, `NAME_tmp.pt`.
+_AROUND = (
+    re.compile(r"\.tmp-(?P<name>.+)-\d+", re.DOTALL),
+    re.compile(r"\.?(?P<name>.+?)\.(?:tmp|part|partial|incomplete)(?:[._-].*)?", re.DOTALL),
+    re.compile(r"\.?tmp[-_](?P<name>.+)", re.DOTALL),
+    re.compile(r"(?P<name>.+)_tmp(?P<rest>\.[^.]+(?:\.tar)?)", re.DOTALL),
+)
+
+
+def final_name(name: str) -> str | None:
+    """Guesses which name a file or directory will have when it is whole.
+
+    None where its writer's rule does not say: timm's `tmp.pth.tar` becomes `last.pth.tar`,
+    a `.tmpQx31a` may become anything.
+    """
+    if not (name.startswith(".") or is_temporary(name)):
+        return name
+    for around in _AROUND:
+        match = around.fullmatch(name)
+        if match is not None:
+            found = match["name"] + match.groupdict().get("rest", "")
+            usable = not found.startswith(".") and not is_temporary(found)
+            return found if usable and re.search(r"[0-9.]", found) else None
+    return None

@@ -214,6 +214,19 @@ class Upload:
     since: float
     sent: int = 0
     stopping: bool = False
+    hurried: float | None = None  # mono: since when it takes the whole machine
+    measured: tuple[float, int] | None = None  # (mono, sent) from which its pace is measured
+    ahead: bool = False  # it took over what went up while it was written: no measure of the link
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What goes up while it is being written under `name`: the id it will get if it is whole."""
+
+    id: str
+    sequence: int
+    name: str
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,6 +252,7 @@ class Store:
     asked_at: float | None = None
     upload: Upload | None = None
     upload_retry_at: float | None = None
+    ahead: Ahead | None = None
     upload_failures: int = 0
     halted: bool = False
     rate: float | None = None  # bytes per second of the last uploads

@@ -243,6 +243,8 @@ class Daemon:
             do.RenewLease: lambda _: self.store.renew_lease(),
             do.ReleaseLease: lambda _: self.store.release_lease(LAST_WORDS),
             do.Upload: self._upload,
+            do.UploadAhead: self.store.upload_ahead,
+            do.StopAhead: self.store.stop_ahead,
             do.StopUploads: lambda _: self.store.stop_uploads(),
             do.Fetch: self._fetch,
             do.StopFetch: lambda _: self._stop_fetch(),

@@ -209,7 +209,14 @@ class Remote(Part):
             return
         self.world.oracle.stored(self.machine, action, file)
         seconds = self.daemon.clock.mono - sending.began
-        self.daemon.post(on.Uploaded(action.id, file.size, file.size, seconds))
+        rate = file.size / seconds if seconds > 0 else None
+        self.daemon.post(on.Uploaded(action.id, file.size, file.size, seconds, rate))
+
+    def _upload_ahead(self, _: do.UploadAhead) -> None:
+        """Nothing of it is visible or believed; a sender that never gets that far is allowed."""
+
+    def _stop_ahead(self, _: do.StopAhead) -> None:
+        pass
 
     def _stop_uploads(self, _: do.StopUploads) -> None:
         self._note_sent()

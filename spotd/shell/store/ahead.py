@@ -41,6 +41,7 @@ MARGIN = 4 * MIB  # behind the end: writers buffer, and go back to a header just
 _TICK = 0.02  # seconds between two looks at a file that has not grown enough
 _LOOK = 0.25  # seconds between two looks into a directory
 _LOOK_SHARE = 20  # times what a look took, until the next
+_TELL_EVERY = 0.5
 _MOST_FILES = 64  # of a directory
 
 
@@ -95,6 +96,7 @@ class Ahead:
         checkpoints: Where to.
         transfer: Store, lanes and flow; the lanes are the caller's to close, after `run`.
         order: What.
+        report: Told the bytes that are in the store, twice a second at most.
         owner: The trainer's uid, for `spotd.shell.directory.tree.snapshot`.
     """
 
@@ -103,8 +105,10 @@ class Ahead:
         checkpoints: CheckpointStore,
         transfer: Transfer,
         order: AheadOrder,
+        report: Callable[[int], None] = lambda _sent: None,
         owner: int | None = None,
     ) -> None:
+        self._report = report
         self.id = order.id
         self._home = checkpoints
         self._transfer = transfer
@@ -113,6 +117,9 @@ class Ahead:
         self._part = part_size(order.expected)
         self._files: dict[str, _Growing] = {}
         self._begun_bytes = 0
+        self._arrived = 0
+        self._told = 0
+        self._tell_at = 0.0
         self._closing = threading.Event()  # no further part is begun
         self._state = threading.Condition()  # of all that follows
         self._stage = "new"  # then "sending", "ending", "over"
@@ -265,6 +272,7 @@ class Ahead:
         """The parts, as the files grow; waits for the next."""
         look_at = 0.0
         while not self._closing.is_set():
+            self._tell()
             job = self._next_job()
             if job is not None:
                 yield job
@@ -277,6 +285,12 @@ class Ahead:
                 now = time.monotonic()
                 look_at = now + max(_LOOK, _LOOK_SHARE * (now - began))
             self._closing.wait(_TICK)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._arrived != self._told and now >= self._tell_at:
+            self._told, self._tell_at = self._arrived, now + _TELL_EVERY
+            self._report(self._told)
 
     def _next_job(self) -> Callable[[], None] | None:
         if self._begun_bytes + self._part > self._order.limit:
@@ -328,6 +342,8 @@ class Ahead:
                 part = self._transfer.again(attempt)
                 if self._record is not None:
                     self._record.part(path, number, part)
+                with self._state:
+                    self._arrived += part.size
             except BaseException:
                 self._closing.set()
                 raise

@@ -161,8 +161,12 @@ class CheckpointStore:
         """Cleans up what this machine began, has not continued, and now never will."""
         for record in open_records(self.uploads, self.store.location):
             known = parse_checkpoint_id(record.id)
-            older = known is not None and known[0] < sequence
-            if older and age(record) > ABANDONED_AFTER:
+            if known is None:
+                continue
+            abandoned = known[0] < sequence and age(record) > ABANDONED_AFTER
+            # What went up while it was being written and never became a checkpoint: its
+            # number has been given to another by now, or passed over.
+            if abandoned or (record.growing and known[0] <= sequence):
                 self.drop(record)
 
 

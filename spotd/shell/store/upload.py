@@ -9,6 +9,7 @@ more at the end: a checkpoint that was written meanwhile never becomes visible.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ from spotd.shell.store.unchanged import Unchanged
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from spotd.shell.store.ahead import Ahead
+
 _STORED_RECORD = "last.stored"
 _LARGE_AT_ONCE = 2
 
@@ -52,12 +55,16 @@ class UploadOrder:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Figures of an upload. `sent` is what went over the wire, `copied` stayed inside."""
+    """Figures of an upload. `sent` is what went over the wire, `copied` stayed inside.
+
+    `ahead` bytes of those sent went up before it was whole; `seconds` do not count that time.
+    """
 
     size: int
     sent: int
     copied: int
     seconds: float
+    ahead: int = 0
 
 
 @dataclass(slots=True)
@@ -70,6 +77,7 @@ class Upload:
         order: What, and as what.
         report: Told (bytes in the store, size) now and then, from any thread.
         still_ours: Called before the manifest is written; raises when the lease is lost.
+        ahead: What has been sending it while it was being written, or None.
     """
 
     checkpoints: CheckpointStore
@@ -77,6 +85,7 @@ class Upload:
     order: UploadOrder
     report: Callable[[int, int], None]
     still_ours: Callable[[], None]
+    ahead: Ahead | None = None
     _there: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -93,9 +102,12 @@ class Upload:
         identity = parse_checkpoint_id(order.id)
         if identity is None:
             raise SourceGone(f"{order.id!r} is not a checkpoint id")
-        record = UploadRecord(home.uploads, order.id, home.store.location)
+        record, ahead = self._taken_over()
         try:
-            with SourceTree(order.source, identity[1]) as tree:
+            with contextlib.ExitStack() as stack:
+                if self.ahead is not None:
+                    stack.callback(self.ahead.end)
+                tree = stack.enter_context(SourceTree(order.source, identity[1]))
                 unchanged = self._unchanged()
                 parts = self._send_files(tree, record, unchanged)
                 tree.check_unchanged()
@@ -111,7 +123,18 @@ class Upload:
         record.keep_as(home.uploads / _STORED_RECORD)
         home.sweep(identity[0])
         seconds = time.monotonic() - started
-        return Stored(manifest.size, self.transfer.flow.wire, unchanged.copied, seconds)
+        sent = self.transfer.flow.wire + ahead
+        return Stored(manifest.size, sent, unchanged.copied, seconds, ahead)
+
+    def _taken_over(self) -> tuple[UploadRecord, int]:
+        """Returns the record to go on with, and the bytes that went up ahead of this upload."""
+        home = self.checkpoints
+        record = None if self.ahead is None else self.ahead.hand_over()
+        if record is None:
+            self.ahead = None
+        if self.ahead is None or record is None:
+            return UploadRecord(home.uploads, self.order.id, home.store.location), 0
+        return record, self.ahead.flow.wire
 
     def arrived(self, size: int, whole: int) -> None:
         """Counts bytes that are in the store."""
@@ -127,6 +150,7 @@ class Upload:
         self.arrived(sum(part.size for part in parts.values()), tree.size)
         todo = [file for file in tree.files if file.path not in parts]
         large = [file for file in todo if file.entry.size > WHOLE_LIMIT]
+        self._drop_strays(record, {file.path for file in large})
         small = [file for file in todo if TINY_LIMIT < file.entry.size <= WHOLE_LIMIT]
         tiny = [file for file in todo if file.entry.size <= TINY_LIMIT]
         lanes = self.transfer.lanes
@@ -147,6 +171,16 @@ class Upload:
         if errors:
             raise errors[0]
         return parts
+
+    def _drop_strays(self, record: UploadRecord, wanted: set[str]) -> None:
+        """Aborts what was begun of files that are not there any more, or too small for parts."""
+        store = self.transfer.store
+        for path in record.begun.keys() - wanted:
+            abort = functools.partial(
+                store.abort, object_key(self.order.id, path), record.begun[path].upload
+            )
+            self.transfer.again(abort)
+            record.forget(path)
 
     def _sent_before(self, tree: SourceTree, record: UploadRecord) -> dict[str, Part]:
         """Returns the files an earlier attempt has stored, if they still are there and the same."""
@@ -232,7 +266,10 @@ class _Files:
                 begun = file.path in self.record.begun
                 part = None if begun else self.unchanged.copy(file, fd, key)
                 if part is None:
-                    part = LargeFile(transfer, key, file.path, fd, self.record, self._add).send()
+                    ahead = self.upload.ahead
+                    part = LargeFile(
+                        transfer, key, file.path, fd, self.record, self._add, ahead
+                    ).send()
                 else:
                     self._add(part.size)
                 self._finish(file, part, fd)

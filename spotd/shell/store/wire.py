@@ -29,6 +29,7 @@ _EVENTS: dict[str, type[Any]] = {
         events.LeaseRenewed,
         events.StoreFailed,
         events.UploadProgressed,
+        events.AheadProgressed,
         events.Uploaded,
         events.UploadFailed,
         events.UploadsStopped,
