@@ -18,15 +18,11 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
-from machines import Machine, little_trainer, new_run
-
-from spotd.testing.imds import MetadataSimulator
-from spotd.testing.seaweed import Seaweed
+from cloud import Cloud, cloud
+from machines import Machine, little_trainer
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -82,12 +78,8 @@ class Watched:
         return f"{self.name:<28} {middle:>9.1f} {top:>9.1f} {share:>10.3f}"
 
 
-def machine(where: Path, s3: Seaweed, imds: MetadataSimulator, files: int) -> Machine:
-    made = Machine(
-        directory=where, command=little_trainer("--tick", 0.01), run=new_run(),
-        store_url="s3://idle/run", endpoint_url=s3.endpoint_url, environment=s3.environment,
-        imds_url=imds.url,
-    )  # fmt: skip
+def machine(around: Cloud, files: int) -> Machine:
+    made = around.machine(f"with-{files}", little_trainer("--tick", 0.01))
     made.configure()
     made.checkpoints.mkdir(parents=True)
     for number in range(files):
@@ -106,15 +98,10 @@ def main() -> None:
     parser.add_argument("--settle", type=float, default=25.0, help="until the worker is let go")
     chosen = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        s3 = Seaweed(where / "s3")
-        s3.start()
-        stack.callback(s3.kill)
-        s3.make_bucket("idle")
-        imds = stack.enter_context(MetadataSimulator())
+        around = stack.enter_context(cloud("idle"))
         machines = {}
         for files in (0, chosen.files):
-            machines[files] = machine(where / f"with-{files}", s3, imds, files)
+            machines[files] = machine(around, files)
             stack.callback(machines[files].power_cut)
         bare = subprocess.Popen([sys.executable, "-c", "import time\nwhile 1: time.sleep(5)"])
         stack.callback(bare.kill)

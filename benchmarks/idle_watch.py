@@ -23,8 +23,8 @@ import psutil
 from spotd.core.actions import Inspect
 from spotd.core.events import LocalInventory
 from spotd.shell.directory.directory import CheckpointDirectory
-from spotd.shell.directory.place import Owner
 from spotd.shell.directory.watch import rescan_interval
+from spotd.shell.owner import Owner
 
 HOUR = 3600.0
 PEER_INTERVAL = 5.0  # seconds

@@ -12,20 +12,23 @@ Target: at most 1.3 times the peer.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
-from machines import Machine, new_run
+from cloud import cloud
 
-from spotd.testing.imds import MetadataSimulator
-from spotd.testing.seaweed import Seaweed
 from spotd.testing.stage import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from machines import Machine
+
+    from spotd.testing.imds import MetadataSimulator
+    from spotd.testing.seaweed import Seaweed
 
 POLL = 1.0
 TRAINER = """
@@ -94,21 +97,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=200_000_000)
     parser.add_argument("--save", type=float, default=3.0, help="seconds")
     chosen = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        s3 = Seaweed(where / "s3")
-        s3.start()
-        stack.callback(s3.kill)
-        s3.make_bucket("drain")
-        imds = stack.enter_context(MetadataSimulator())
-        machine = Machine(
-            directory=where / "machine", run=new_run(), store_url="s3://drain/run",
-            command=[sys.executable, "-S", "-c", TRAINER, str(chosen.size), str(chosen.save)],
-            endpoint_url=s3.endpoint_url, environment=s3.environment, imds_url=imds.url,
-            sections={"imds": {"poll_interval": POLL}},
-        )  # fmt: skip
-        stack.callback(machine.power_cut)
-        rounds = [one_round(machine, imds, s3) for _ in range(chosen.rounds)]
+    with cloud("drain") as around:
+        command = [sys.executable, "-S", "-c", TRAINER, str(chosen.size), str(chosen.save)]
+        machine = around.machine("machine", command, sections={"imds": {"poll_interval": POLL}})
+        try:
+            rounds = [one_round(machine, around.imds, around.s3) for _ in range(chosen.rounds)]
+        finally:
+            machine.power_cut()
     print(f"{'':<8} {'drained':>8} {'poll':>6} {'save':>6} {'upload':>7} {'peer':>7} {'ratio':>6}")
     ratios = []
     for number, (drained, save, upload) in enumerate(rounds, 1):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import signal
 import threading
 import time
@@ -22,13 +20,13 @@ from spotd.shell.boot import classify, machine_name, this_boot
 from spotd.shell.claims import claim, own_directory
 from spotd.shell.control import ControlServer
 from spotd.shell.directory.directory import CheckpointDirectory
-from spotd.shell.directory.place import Owner
 from spotd.shell.history import History
 from spotd.shell.imds import MetadataWatcher
 from spotd.shell.journal import Journal
 from spotd.shell.loop import Loop, clock
 from spotd.shell.notify import Notifier
 from spotd.shell.observing.observer import Observer
+from spotd.shell.owner import owner_named
 from spotd.shell.policy import policy_of
 from spotd.shell.statestore import StateStore
 from spotd.shell.store.client import StoreClient
@@ -146,7 +144,7 @@ class Daemon:
         self._arriving = ""  # id of the checkpoint that is being fetched
         s = self.settings
         post = self.loop.post
-        owner = _owner(s.trainer.user)
+        owner = owner_named(s.trainer.user)
         self.directory = CheckpointDirectory(
             s.checkpoints.directory,
             pattern=s.checkpoints.pattern,
@@ -396,15 +394,3 @@ class Daemon:
         if reason:
             hint = "free some space; training goes on"
             self._announce(do.Announce("state_unwritable", f"{reason}. {hint}", 3))
-
-
-def _owner(user: str | None) -> Owner:
-    """Returns the trainer's user; the daemon's own while it does not exist (yet)."""
-    if user is None:
-        return Owner(os.geteuid(), os.getegid(), tuple(os.getgroups()))
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        return Owner(os.geteuid(), os.getegid())
-    groups = os.getgrouplist(user, entry.pw_gid)
-    return Owner(entry.pw_uid, entry.pw_gid, tuple(groups))

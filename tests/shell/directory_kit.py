@@ -18,7 +18,7 @@ from spotd.core.actions import Hold, Inspect
 from spotd.core.checkpoint import LocalCheckpoint, checkpoint_id
 from spotd.core.events import CheckpointSeen, Durable, Event, Held, LocalInventory
 from spotd.shell.directory.directory import CheckpointDirectory
-from spotd.shell.directory.place import Owner
+from spotd.shell.owner import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

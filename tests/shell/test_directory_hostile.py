@@ -22,8 +22,8 @@ from spotd.core.actions import Hold, SetAside
 from spotd.core.events import DirectoryTrouble, HoldFailed, SetAsideDone
 from spotd.shell.directory import tree, writers
 from spotd.shell.directory.fingerprint import fingerprint
-from spotd.shell.directory.place import Owner
 from spotd.shell.directory.tree import SwappedError, opened_directory, opened_file
+from spotd.shell.owner import Owner
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of another user")
 

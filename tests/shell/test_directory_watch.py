@@ -19,8 +19,9 @@ from spotd.core.events import (
 from spotd.shell.directory import directory as module
 from spotd.shell.directory import watch
 from spotd.shell.directory.answers import Answers
-from spotd.shell.directory.place import Owner, PlaceError, open_place
+from spotd.shell.directory.place import PlaceError, open_place
 from spotd.shell.directory.watch import rescan_interval
+from spotd.shell.owner import Owner
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 from storekit import Bench, file_settings, write_file
 
 from spotd.errors import SpotdError
+from spotd.shell.owner import Owner
 from spotd.shell.store import api, staging
 from spotd.shell.store.protocol import Flow
-from spotd.shell.store.restore import Owner, Restore
+from spotd.shell.store.restore import Restore
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """`.spotd-aside`: where torn checkpoints go, so that the trainer's own search finds none.
 
 Nothing in it is ever deleted. Beside each entry a small JSON file says which name it had,
-why it was moved and when.
+why it was moved and when; on a full disk that file may be missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -44,7 +45,8 @@ def set_aside(root: int, name: str, reason: str, *, source: int | None = None) -
         note: dict[str, object] = {
             "format": 1, "name": name, "reason": reason, "time": time.time(),
         }  # fmt: skip
-        write_note(aside, to + _NOTE, note)
+        with contextlib.suppress(OSError):  # no room: moving it away needs none, and counts
+            write_note(aside, to + _NOTE, note)
     return f"{ASIDE}/{to}"
 
 
@@ -76,7 +78,8 @@ def bring_back(root: int, name: str) -> bool:
             if found is None:
                 return False
             rename_to_free_name(aside, found, root, name)
-            os.unlink(found + _NOTE, dir_fd=aside)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(found + _NOTE, dir_fd=aside)
     except (FileNotFoundError, FileExistsError):
         return False
     return True
@@ -84,7 +87,10 @@ def bring_back(root: int, name: str) -> bool:
 
 def _newest(aside: int, name: str) -> str | None:
     newest, at = None, float("-inf")
-    for entry in os.listdir(aside):
+    entries = os.listdir(aside)
+    if name in entries and name + _NOTE not in entries:
+        newest = name  # there was no room for its note
+    for entry in entries:
         note = read_note(aside, entry) if entry.endswith(_NOTE) else None
         if note is None or note.get("name") != name:
             continue

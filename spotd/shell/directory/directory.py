@@ -26,7 +26,6 @@ from spotd.shell.directory.judge import Judge
 from spotd.shell.directory.parts import Parts
 from spotd.shell.directory.place import (
     FREE_SOME_SPACE,
-    Owner,
     PlaceError,
     is_same,
     no_room,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from spotd.core.actions import Hold as HoldAction
     from spotd.core.actions import Inspect
     from spotd.core.actions import SetAside as SetAsideAction
+    from spotd.shell.owner import Owner
 
 MISSING_RETRY = 0.5  # seconds between looks for a directory that is missing
 JOIN = 5.0  # seconds `stop` waits for each thread

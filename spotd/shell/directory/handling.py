@@ -22,6 +22,7 @@ from spotd.core.events import (
     ReinstateFailed,
     SetAsideDone,
 )
+from spotd.core.words import readable
 from spotd.shell.directory.aside import bring_back, set_aside
 from spotd.shell.directory.clone import sync_tree
 from spotd.shell.directory.fingerprint import fingerprint_of
@@ -29,7 +30,7 @@ from spotd.shell.directory.held import LINK, NONE, Hold, needs_copy, slot_of
 from spotd.shell.directory.judge import History
 from spotd.shell.directory.private import HOLD
 from spotd.shell.directory.trash import ChangedError
-from spotd.shell.directory.tree import readable, snapshot
+from spotd.shell.directory.tree import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,24 +56,16 @@ class Handling:
     """The actions on single checkpoints; every method posts what came of it."""
 
     def __init__(self, parts: Parts) -> None:
-        self._candidates = parts.candidates
-        self._holds = parts.holds
-        self._trash = parts.trash
-        self._judge = parts.judge
-        self._post = parts.post
-        self._files = parts.files
-        self._disk = parts.disk
-        self._stop = parts.stop
-        self._call = parts.call
+        self._parts = parts
 
     # --- holding ---------------------------------------------------------------------
 
     def hold(self, root: int | None, action: HoldAction) -> None:
         """By link at once where that is safe, by copy in a worker where it is not."""
         if root is None:
-            self._post(HoldFailed(action.id, _GONE))
+            self._parts.post(HoldFailed(action.id, _GONE))
             return
-        have = self._holds.get(action.id)
+        have = self._parts.holds.get(action.id)
         if have is not None and have.mode != NONE and have.original == action.fingerprint:
             # Asked again after a restart, to know it durable: what became of the original
             # since then does not matter.
@@ -80,46 +73,48 @@ class Handling:
             return
         try:
             checkpoint = self._meant(root, action)
-            overwritten = action.name in self._candidates.overwritten
-            counted = self._candidates.has_siblings(action.name)
+            overwritten = action.name in self._parts.candidates.overwritten
+            counted = self._parts.candidates.has_siblings(action.name)
             if not needs_copy(action.name, overwritten=overwritten, counted=counted):
                 self._link(root, action.id, checkpoint)
                 return
         except (ChangedError, OSError) as error:
-            self._post(HoldFailed(action.id, _say(error)))
+            self._parts.post(HoldFailed(action.id, _say(error)))
             return
-        self._later(self._files, root, lambda own: self._copy(own, action.id, checkpoint))
+        self._later(self._parts.files, root, lambda own: self._copy(own, action.id, checkpoint))
 
     def _meant(self, root: int, action: HoldAction) -> LocalCheckpoint:
-        known = self._candidates.known.get(action.name)
+        known = self._parts.candidates.known.get(action.name)
         if known is not None and known.checkpoint.fingerprint == action.fingerprint:
             return known.checkpoint
-        seen = self._judge.look(root, action.name)
+        seen = self._parts.judge.look(root, action.name)
         if fingerprint_of(seen) != action.fingerprint:
             raise ChangedError("it has changed since it was found whole")
         return LocalCheckpoint(action.name, seen.kind, seen.size, seen.mtime_ns, action.fingerprint)
 
     def _link(self, root: int, checkpoint_id: str, checkpoint: LocalCheckpoint) -> None:
         try:
-            hold = self._holds.hold_by_link(root, checkpoint_id, checkpoint)
+            hold = self._parts.holds.hold_by_link(root, checkpoint_id, checkpoint)
         except ChangedError:
             raise
         except OSError:  # a filesystem without hard links
-            self._later(self._files, root, lambda own: self._copy(own, checkpoint_id, checkpoint))
+            self._later(
+                self._parts.files, root, lambda own: self._copy(own, checkpoint_id, checkpoint)
+            )
             return
         self._held(root, hold)
 
     def _copy(self, root: int, checkpoint_id: str, checkpoint: LocalCheckpoint) -> None:
         """In the worker for files."""
-        if self._stop.is_set():
+        if self._parts.stop.is_set():
             return
         try:
-            hold = self._holds.hold_by_copy(root, checkpoint_id, checkpoint, self._stop)
+            hold = self._parts.holds.hold_by_copy(root, checkpoint_id, checkpoint, self._parts.stop)
         except ChangedError as error:
-            self._post(HoldFailed(checkpoint_id, _say(error)))
+            self._parts.post(HoldFailed(checkpoint_id, _say(error)))
             return
         except OSError as error:
-            if self._stop.is_set():
+            if self._parts.stop.is_set():
                 return
             self._hold_nothing(root, checkpoint_id, checkpoint, error)
             return
@@ -130,40 +125,43 @@ class Handling:
     ) -> None:
         """No way to keep it: it is sent from where it stands, if it still does."""
         with contextlib.suppress(OSError):
-            if fingerprint_of(self._judge.look(root, checkpoint.name)) == checkpoint.fingerprint:
-                self._held(root, self._holds.hold_nothing(checkpoint_id, checkpoint))
+            if (
+                fingerprint_of(self._parts.judge.look(root, checkpoint.name))
+                == checkpoint.fingerprint
+            ):
+                self._held(root, self._parts.holds.hold_nothing(checkpoint_id, checkpoint))
                 return
-        self._post(HoldFailed(checkpoint_id, _say(error)))
+        self._parts.post(HoldFailed(checkpoint_id, _say(error)))
 
     def _held(self, root: int, hold: Hold) -> None:
-        self._post(Held(hold.id, hold.mode))
-        self._later(self._disk, root, lambda own: self._sync(own, hold.id))
+        self._parts.post(Held(hold.id, hold.mode))
+        self._later(self._parts.disk, root, lambda own: self._sync(own, hold.id))
 
     def _sync(self, root: int, checkpoint_id: str) -> None:
         """In the worker for the disk."""
         try:
-            self._holds.sync(root, checkpoint_id, self._stop)
+            self._parts.holds.sync(root, checkpoint_id, self._parts.stop)
         except (ChangedError, OSError) as error:
-            hold = self._holds.get(checkpoint_id)
-            if hold is not None and not self._stop.is_set():
+            hold = self._parts.holds.get(checkpoint_id)
+            if hold is not None and not self._parts.stop.is_set():
                 reason = f"{readable(hold.name)} could not be made durable: {_say(error)}"
-                self._post(DirectoryTrouble(reason, "look at the kernel log for disk errors"))
+                self._parts.post(DirectoryTrouble(reason, "look at the kernel log for disk errors"))
             return
-        self._post(Durable(checkpoint_id))
+        self._parts.post(Durable(checkpoint_id))
 
     def release(self, root: int | None, checkpoint_id: str) -> None:
         """Lets go of a hold; its blocks are freed in a worker."""
         if root is None:
             return
         try:
-            if self._holds.release(root, checkpoint_id):
-                self._later(self._files, root, self._trash.empty)
+            if self._parts.holds.release(root, checkpoint_id):
+                self._later(self._parts.files, root, self._parts.trash.empty)
         except OSError as error:
-            self._post(DirectoryTrouble(f"{HOLD}/{readable(checkpoint_id)}: {_say(error)}"))
+            self._parts.post(DirectoryTrouble(f"{HOLD}/{readable(checkpoint_id)}: {_say(error)}"))
 
     def source_of(self, path: str, checkpoint_id: str) -> Source | None:
         """Where the content of an id stands; any thread."""
-        hold = self._holds.get(checkpoint_id)
+        hold = self._parts.holds.get(checkpoint_id)
         if hold is None:
             return None
         if hold.mode == NONE:
@@ -175,7 +173,7 @@ class Handling:
     def set_aside(self, root: int | None, action: SetAsideAction) -> None:
         """Out of the trainer's sight; gone already is as good."""
         if root is None:
-            self._post(SetAsideDone(action.name, ""))
+            self._parts.post(SetAsideDone(action.name, ""))
             return
         to = ""
         try:
@@ -184,10 +182,10 @@ class Handling:
             pass
         except OSError as error:
             reason = f"{readable(action.name)} cannot be put aside: {_say(error)}"
-            self._post(DirectoryTrouble(reason))
+            self._parts.post(DirectoryTrouble(reason))
             return
-        self._candidates.forget(action.name)
-        self._post(SetAsideDone(action.name, to))
+        self._parts.candidates.forget(action.name)
+        self._parts.post(SetAsideDone(action.name, to))
 
     def bring_back(self, root: int | None, name: str) -> None:
         """Undoes it; the watch then finds it."""
@@ -197,36 +195,36 @@ class Handling:
             bring_back(root, name)
         except OSError as error:
             reason = f"{readable(name)} cannot be brought back: {_say(error)}"
-            self._post(DirectoryTrouble(reason))
+            self._parts.post(DirectoryTrouble(reason))
 
     # --- putting back ----------------------------------------------------------------
 
     def reinstate(self, root: int | None, checkpoint_id: str) -> None:
         """By links where the hold is links, else by copy in a worker."""
-        hold = self._holds.get(checkpoint_id)
+        hold = self._parts.holds.get(checkpoint_id)
         if root is None or hold is None or hold.mode == NONE:
             reason = _GONE if root is None else "it is not held"
-            self._post(ReinstateFailed(checkpoint_id, reason))
+            self._parts.post(ReinstateFailed(checkpoint_id, reason))
             return
-        self._candidates.muted.add(hold.name)
+        self._parts.candidates.muted.add(hold.name)
         if hold.mode == LINK:
             self._put_back(root, hold)
         else:
-            self._later(self._files, root, lambda own: self._put_back(own, hold))
+            self._later(self._parts.files, root, lambda own: self._put_back(own, hold))
 
     def _put_back(self, root: int, hold: Hold) -> None:
         try:
             if not self._stands(root, hold):
                 with contextlib.suppress(FileNotFoundError):
                     set_aside(root, hold.name, f"in the way of {hold.id}, which was whole")
-                self._holds.put_back(root, hold, self._stop)
+                self._parts.holds.put_back(root, hold, self._parts.stop)
             checkpoint = self._look_again(root, hold)
         except (ChangedError, OSError) as error:
-            self._call(lambda: self._candidates.muted.discard(hold.name))
-            self._post(ReinstateFailed(hold.id, _say(error)))
+            self._parts.call(lambda: self._parts.candidates.muted.discard(hold.name))
+            self._parts.post(ReinstateFailed(hold.id, _say(error)))
             return
         own = os.dup(root)
-        self._call(lambda: self._reinstated(own, hold.id, checkpoint))
+        self._parts.call(lambda: self._reinstated(own, hold.id, checkpoint))
 
     def _stands(self, root: int, hold: Hold) -> bool:
         try:
@@ -236,28 +234,28 @@ class Handling:
 
     def _look_again(self, root: int, hold: Hold) -> LocalCheckpoint:
         """What stands there now, judged like anything else; durable before it is resumed from."""
-        seen = self._judge.look(root, hold.name)
-        found = self._judge.judge(
+        seen = self._parts.judge.look(root, hold.name)
+        found = self._parts.judge.judge(
             root, hold.name, seen, History(), settled=True, declared=hold.declared,
             check_writers=False,
         )  # fmt: skip
         if found.verdict.state is not State.WHOLE and not hold.declared:
             raise ChangedError(found.verdict.reason)
         if hold.mode != LINK:
-            sync_tree(root, hold.name, seen, self._stop)
+            sync_tree(root, hold.name, seen, self._parts.stop)
         os.fsync(root)
         return found.checkpoint(hold.step, declared=hold.declared)
 
     def _reinstated(self, root: int, checkpoint_id: str, checkpoint: LocalCheckpoint) -> None:
-        self._candidates.muted.discard(checkpoint.name)
+        self._parts.candidates.muted.discard(checkpoint.name)
         try:
-            self._candidates.adopt(root, checkpoint)
+            self._parts.candidates.adopt(root, checkpoint)
         except OSError as error:
-            self._post(ReinstateFailed(checkpoint_id, _say(error)))
+            self._parts.post(ReinstateFailed(checkpoint_id, _say(error)))
             return
         finally:
             os.close(root)
-        self._post(Reinstated(checkpoint_id, checkpoint))
+        self._parts.post(Reinstated(checkpoint_id, checkpoint))
 
     # --- deleting --------------------------------------------------------------------
 
@@ -266,13 +264,13 @@ class Handling:
         if root is None:
             return
         try:
-            self._trash.take(root, name, fingerprint)
+            self._parts.trash.take(root, name, fingerprint)
         except (FileNotFoundError, ChangedError):
             return  # the trainer was faster, or has saved anew: nothing is superfluous
         except OSError as error:
-            self._post(DirectoryTrouble(f"{readable(name)} cannot be deleted: {_say(error)}"))
+            self._parts.post(DirectoryTrouble(f"{readable(name)} cannot be deleted: {_say(error)}"))
             return
-        self._later(self._files, root, self._trash.empty)
+        self._later(self._parts.files, root, self._parts.trash.empty)
 
     # --- helpers ---------------------------------------------------------------------
 

@@ -37,24 +37,17 @@ class Inspecting:
     """Takes inventory of one checkpoint directory."""
 
     def __init__(self, parts: Parts) -> None:
-        self._candidates = parts.candidates
-        self._holds = parts.holds
-        self._trash = parts.trash
-        self._judge = parts.judge
-        self._answer = parts.answer
-        self._disk = parts.disk
-        self._stop = parts.stop
-        self._call = parts.call
+        self._parts = parts
         self._cleaned = False
         # Contents read before: fingerprint -> why it is damaged, "" when it is not.
         self._read: OrderedDict[str, str] = OrderedDict()
 
     def inspect(self, root: int, action: Inspect) -> None:
         """Posts the inventory, after a worker has read contents where that was asked for."""
-        whole, torn = self._candidates.inventory(root, settled=action.settled)
+        whole, torn = self._parts.candidates.inventory(root, settled=action.settled)
         held = self._held(root)
         if not action.contents:
-            self._answer(LocalInventory(tuple(whole), tuple(torn), tuple(held)))
+            self._parts.answer(LocalInventory(tuple(whole), tuple(torn), tuple(held)))
             return
         own = os.dup(root)
 
@@ -62,21 +55,21 @@ class Inspecting:
             try:
                 answer = self._with_contents(own, whole, torn, held, frozenset(action.trusted))
             except OSError as error:
-                self._answer(
+                self._parts.answer(
                     DirectoryTrouble(f"contents cannot be read: {error.strerror or error}")
                 )
                 return
             finally:
                 os.close(own)
             bad = {name for name, _ in answer.torn}
-            self._call(lambda: self._have_read(answer, bad))
+            self._parts.call(lambda: self._have_read(answer, bad))
 
-        self._disk.do(read)
+        self._parts.disk.do(read)
 
     def _have_read(self, answer: LocalInventory, bad: set[str]) -> None:
         for name in bad:
-            self._candidates.dismiss(name)
-        self._answer(answer)
+            self._parts.candidates.dismiss(name)
+        self._parts.answer(answer)
 
     # --- contents --------------------------------------------------------------------
 
@@ -105,7 +98,7 @@ class Inspecting:
         if one.checkpoint.fingerprint in trusted:
             return ""
         with contextlib.suppress(OSError), opened_directory(root, HOLD) as hold:
-            for name, note in self._holds.slots(root):
+            for name, note in self._parts.holds.slots(root):
                 if note is not None and note.id == one.id:
                     with opened_directory(hold, name) as slot:
                         return self._damage(slot, one.checkpoint.name)
@@ -121,7 +114,7 @@ class Inspecting:
         reason = self._read.get(meant)
         if reason is None:
             reason = self._read_all(root, name, seen)
-            if not self._stop.is_set():
+            if not self._parts.stop.is_set():
                 self._read[meant] = reason
                 if len(self._read) > _MAX_REMEMBERED:
                     self._read.popitem(last=False)
@@ -132,7 +125,7 @@ class Inspecting:
             where = file.path or name
             try:
                 with opened_file(root, name, file.path) as descriptor:
-                    reading = read_contents(descriptor, where, self._stop)
+                    reading = read_contents(descriptor, where, self._parts.stop)
             except SwappedError as error:
                 return str(error)
             except OSError as error:
@@ -146,7 +139,7 @@ class Inspecting:
     def _held(self, root: int) -> list[HeldCheckpoint]:
         """Judges what stands in `.spotd-hold`; leftovers without anything whole are removed."""
         found = []
-        for slot_name, note in self._holds.slots(root):
+        for slot_name, note in self._parts.holds.slots(root):
             if note is None:
                 continue
             with contextlib.suppress(OSError), opened_directory(root, HOLD) as hold:
@@ -158,7 +151,7 @@ class Inspecting:
         if not self._cleaned:
             self._cleaned = True
             own = os.dup(root)
-            self._disk.do(lambda: self._clean(own))
+            self._parts.disk.do(lambda: self._clean(own))
         return found
 
     def _held_checkpoint(self, hold: int, slot_name: str, note: Hold) -> LocalCheckpoint | None:
@@ -173,20 +166,20 @@ class Inspecting:
                 return None  # a link that was written over: not what the id means
             # With a note it was found whole before, and is unchanged: only its structure,
             # which a power cut can have torn, is looked at again.
-            judged = self._judge.judge(
+            judged = self._parts.judge.judge(
                 slot, note.name, seen, History(), settled=True,
                 declared=note.declared or bool(note.held), check_writers=False,
             )  # fmt: skip
         if judged.verdict.state is not State.WHOLE:
             return None
         original = note.original or print_
-        self._holds.register(replace(note, kind=seen.kind, held=print_, original=original))
+        self._parts.holds.register(replace(note, kind=seen.kind, held=print_, original=original))
         checkpoint = judged.checkpoint(note.step, declared=note.declared)
         return replace(checkpoint, fingerprint=original)
 
     def _discard(self, root: int, hold: int, slot_name: str, note: Hold) -> None:
         """Removes what is not whole; what was, and has no other name now, is only moved."""
-        self._holds.forget(note.id)
+        self._parts.holds.forget(note.id)
         with opened_directory(hold, slot_name) as slot:
             try:
                 seen = snapshot(slot, note.name)
@@ -198,6 +191,6 @@ class Inspecting:
 
     def _clean(self, root: int) -> None:
         try:
-            self._trash.empty(root)
+            self._parts.trash.empty(root)
         finally:
             os.close(root)

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,11 @@ from spotd.shell.directory.watch import filesystem_of
 
 if TYPE_CHECKING:
     from spotd.core.checkpoint import LocalCheckpoint
+    from spotd.shell.owner import Owner
 
 _INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
 _MEMORY = ("tmpfs", "ramfs", "zram")
 _MAX_PARENTS = 8
-_WRITE_AND_SEARCH = 0o3
 _FULL = 1 << 20  # bytes
 FREE_SOME_SPACE = "free some space, or set checkpoints.keep_local"
 
@@ -32,27 +31,6 @@ class PlaceError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The trainer's user."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-    def may_write(self, status: os.stat_result) -> bool:
-        """Whether permission bits let the user make files in a directory."""
-        if self.uid == 0:
-            return True
-        if status.st_uid == self.uid:
-            bits = status.st_mode >> 6
-        elif status.st_gid in (self.gid, *self.groups):
-            bits = status.st_mode >> 3
-        else:
-            bits = status.st_mode
-        return bits & _WRITE_AND_SEARCH == _WRITE_AND_SEARCH
 
 
 def open_place(path: str, owner: Owner, *, create: bool) -> int:

@@ -62,10 +62,17 @@ def write_note(directory: int, name: str, content: dict[str, object]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o644, dir_fd=directory)
     try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
 
 
 def read_note(directory: int, name: str) -> dict[str, object] | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from spotd.core.words import readable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -90,11 +92,6 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def readable(text: str) -> str:
-    """Returns a name fit for one line of a log: control characters and surrogates escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def snapshot(root: int, name: str, *, owner: int | None = None) -> Snapshot:

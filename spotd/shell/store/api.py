@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spotd.errors import SpotdError
+from spotd.shell.owner import Owner
 from spotd.shell.store.checkpoints import CheckpointStore, Listing
 from spotd.shell.store.protocol import Flow, NotFound, ObjectStore, PreconditionFailed
-from spotd.shell.store.restore import Owner, Restore
+from spotd.shell.store.restore import Restore
 from spotd.shell.store.settings import StoreConfig, StoreSettings, open_store
 from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, lane_count
 

@@ -45,17 +45,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from spotd.shell.owner import Owner
     from spotd.shell.store.checksum import Algorithm
 
 PIECE = 16 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whom the files are given to, where we may."""
-
-    uid: int
-    gid: int
 
 
 @dataclass(slots=True)

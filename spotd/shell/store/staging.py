@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import stat
-import time
 from typing import TYPE_CHECKING
 
-from spotd.shell.directory.tree import DIRECTORY_FLAGS, opened_directory
+from spotd.shell.directory.aside import set_aside
+from spotd.shell.directory.tree import DIRECTORY_FLAGS
 from spotd.shell.store.transfer import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STAGING = ".spotd-restore"
-ASIDE = ".spotd-aside"
 _RESERVE = 64 * MIB  # bytes that stay free: a full disk stops more than a restore
 
 
@@ -33,7 +31,7 @@ def staging(root: int) -> Iterator[int]:
     status = os.stat(STAGING, dir_fd=root, follow_symlinks=False)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         # Planted, or given away by a chown -R: nobody but us may write where we do.
-        put_aside(root, STAGING)
+        _put_aside(root, STAGING, "not a directory of spotd's own")
         os.mkdir(STAGING, 0o700, dir_fd=root)
     descriptor = os.open(STAGING, DIRECTORY_FLAGS, dir_fd=root)
     try:
@@ -109,23 +107,14 @@ def check_space(root: int, wanted: int) -> None:
 
 def move_in(root: int, place: int, name: str) -> None:
     """Renames the checkpoint into its place; what stands there goes aside, never away."""
-    put_aside(root, name)
+    _put_aside(root, name, "in the way of what was restored from the store")
     os.fsync(place)
     os.rename(name, name, src_dir_fd=place, dst_dir_fd=root)
     os.fsync(root)
 
 
-def put_aside(root: int, name: str) -> None:
-    """Moves an entry to `.spotd-aside/`, under a free name; nothing there is fine."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(ASIDE, 0o755, dir_fd=root)
-    with opened_directory(root, ASIDE) as aside:
-        taken = set(os.listdir(aside))  # noqa: PTH208 - a descriptor
-        later = (f"{name}.{number}" for number in itertools.count(int(time.time())))
-        target = next(each for each in itertools.chain([name], later) if each not in taken)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(name, target, src_dir_fd=root, dst_dir_fd=aside)
-            os.fsync(aside)
-        if not os.listdir(aside):  # noqa: PTH208 - a descriptor
-            with contextlib.suppress(OSError):
-                os.rmdir(ASIDE, dir_fd=root)
+def _put_aside(root: int, name: str, reason: str) -> None:
+    """Moves an entry to `.spotd-aside`; nothing there is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=root, follow_symlinks=False)
+        set_aside(root, name, reason)

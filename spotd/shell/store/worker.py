@@ -26,11 +26,12 @@ from spotd.core.ledger import FOLDER, is_record_name
 from spotd.core.manifest import ManifestError
 from spotd.errors import SpotdError
 from spotd.shell.directory.tree import open_without_links
+from spotd.shell.owner import Owner
 from spotd.shell.store.checkpoints import CheckpointStore
 from spotd.shell.store.lease import TTL, TTL_BY_OUR_CLOCKS, Lease, LeaseHeld, LeaseKeeper
 from spotd.shell.store.priority import take_what_is_left
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
-from spotd.shell.store.restore import Owner, Restore
+from spotd.shell.store.restore import Restore
 from spotd.shell.store.settings import StoreSettings, access_to, open_store, s3_place
 from spotd.shell.store.source import SourceGone, UploadSource
 from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, Transfer, lane_count
