@@ -1,5 +1,5 @@
 # One persistent Spot instance with stop behaviour that trains under spotd.
-#   spotd user-data --package s3://BUCKET/spotd.deb > user-data.yaml
+#   spotd user-data --package s3://BUCKET/PREFIX/spotd.deb > user-data.yaml
 #   terraform apply -var run=mono-to-3d -var bucket=my-bucket -var ami=ami-... -var user_data=user-data.yaml
 terraform {
   required_providers {

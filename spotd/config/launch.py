@@ -167,7 +167,7 @@ class LaunchSettings:
         kinds.TEXT,
         "Where the instance gets spotd from: see `spotd user-data --package`. Without it: pip, "
         "this version.",
-        example="s3://my-bucket/spotd.deb",
+        example="s3://my-bucket/training/spotd.deb",
     )
     package_sha256: str | None = declare(
         SHA256, "What that package must hash to.", example="0123456789abcdef" * 4

@@ -58,6 +58,31 @@ def test_prometheus_understands_every_question_of_the_dashboard(promtool, tmp_pa
     promtool("check", "rules", tmp_path / "rules.yaml")
 
 
+def test_grafanas_own_model_knows_every_field_of_the_dashboard():
+    model = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+    read = json.loads(JSONEncoder().encode(model.Dashboard.from_json(DASHBOARD)))
+    # The model is of every data source; these two are Prometheus's own.
+    own = {".annotations.list[0].titleFormat", ".annotations.list[0].step"}
+    assert set(missing(DASHBOARD, read)) == own
+
+
+def missing(wanted, found, place=""):
+    """Where what was read back lacks something, or has it changed."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for name, value in wanted.items():
+            if name in found:
+                yield from missing(value, found[name], f"{place}.{name}")
+            else:
+                yield f"{place}.{name}"
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for n, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from missing(one, other, f"{place}[{n}]")
+    elif wanted != found:
+        yield place
+
+
 def test_alerts_and_dashboard_ask_only_for_figures_that_exist_and_states_that_are_one():
     state = State(policy=Policy(), run="r")
     there_are = {m.name for m in families(state, Tally(), Now(0.0, 0.0))}

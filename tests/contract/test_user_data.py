@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-DEB = "s3://my-bucket/spotd_0.1.0_amd64.deb"
+DEB = "s3://my-bucket/training/spotd_0.1.0_amd64.deb"
 
 
 def test_the_example_is_what_spotd_prints() -> None:
