@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotd.cli.common import add_options, control_socket, print_json, settings_of
+from spotd.core.status import SILENT, age
 from spotd.core.words import megabytes, readable
 from spotd.errors import EXIT_DONE
 from spotd.shell.control import ask
@@ -79,11 +80,14 @@ def _checkpoint_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
     if c["upload"] is not None:
         u = c["upload"]
         share = 100 * u["sent"] // max(1, u["size"])
-        rows.append(("upload", f"{u['id']}: {share} % of {megabytes(u['size'])}"))
+        silent = u.get("quiet", 0.0)
+        quiet = f", nothing acknowledged for {age(silent)}" if silent >= SILENT else ""
+        rows.append(("upload", f"{u['id']}: {share} % of {megabytes(u['size'])}{quiet}"))
     if c["fits_notice"] is False:
-        rows.append(
-            ("WARNING", f"storing takes {c['seconds_to_store']:.0f} s: more than a notice leaves")
-        )
+        save = c.get("seconds_to_save")
+        saving = "" if save is None else f"saving takes {save:.0f} s and "
+        text = f"{saving}storing {c['seconds_to_store']:.0f} s: more than a notice leaves"
+        rows.append(("WARNING", text))
     return rows
 
 

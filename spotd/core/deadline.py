@@ -8,6 +8,10 @@ starts at once; the two minutes are never more than two minutes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WINDOW = 120.0  # seconds between notice and stop; EC2 never gives more
 PLANNED = 100.0  # seconds to plan with when the notice's time is missing or absurd
@@ -43,23 +47,20 @@ def plan_deadline(action: str, time: float | None, wall: float, booted: float) -
     return Deadline(min(left, WINDOW))
 
 
-def worth_preempting(
-    *, left: float, rate: float | None, current_remaining: int, newer_size: int
-) -> bool:
-    """Whether to break off an older upload, near its end or not, for a newer checkpoint.
+def first_to_send(waiting: Sequence[int], *, left: float, rate: float | None) -> int:
+    """Which of several checkpoints to send first when a deadline is near.
 
     Args:
+        waiting: Bytes that each still has to send, oldest first; at least one.
         left: Seconds until uploads must stop.
         rate: Measured bytes per second, None before the first upload.
-        current_remaining: Bytes the running upload still has to send.
-        newer_size: Bytes of the newer checkpoint.
 
     Returns:
-        True when the newer one can be finished, or when neither can be (what is sent of
-        the newer one is continued after the restart); False when only the older one can.
+        The index of the newest that can be finished; of the newest when none can be, or
+        nothing has been measured (what is sent of it is continued after the restart).
     """
-    if rate is None or rate <= 0:
-        return True
-    if newer_size / rate <= left:
-        return True
-    return current_remaining / rate > left
+    if rate is not None and rate > 0:
+        for index in reversed(range(len(waiting))):
+            if waiting[index] / rate <= left:
+                return index
+    return len(waiting) - 1

@@ -320,7 +320,6 @@ class UploadProgressed:
 
 
 @dataclass(frozen=True, slots=True)
-@dataclass(frozen=True, slots=True)
 class AheadProgressed:
     """`sent` bytes of what is still being written are in the store; nobody can see them."""
 
@@ -328,6 +327,7 @@ class AheadProgressed:
     sent: int
 
 
+@dataclass(frozen=True, slots=True)
 class Uploaded:
     """The manifest is in the store: the checkpoint exists there."""
 
@@ -335,9 +335,9 @@ class Uploaded:
     size: int
     sent: int  # bytes that really went over the wire; less than size when continued
     seconds: float
-
     rate: float | None = None  # bytes per second while nothing held it back; None: not measured
     ahead: int = 0  # bytes of those sent that went up while it was still being written
+
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed:

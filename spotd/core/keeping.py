@@ -131,6 +131,7 @@ def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
     t.set(known=(*t.state.known, k), next_sequence=sequence + 1)
     if new:
         _note_progress(t, k)
+    _note_save(t)
     forget_useless(t)
     t.persist()
     _hold(t, k)
@@ -142,6 +143,14 @@ def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
     )
     t.mark("saved")
     return k
+
+
+def _note_save(t: Turn) -> None:
+    """The first save after a stop signal tells how long a save takes."""
+    i = t.state.interruption
+    marks = {} if i is None else dict(i.marks)
+    if i is not None and "signal sent" in marks and "saved" not in marks:
+        t.set(save_seconds=t.now.mono - i.seen - marks["signal sent"])
 
 
 def _note_progress(t: Turn, k: Known) -> None:

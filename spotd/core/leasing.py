@@ -6,20 +6,22 @@ that never had it, because the store did not answer when it started, stops.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import keeping
 from spotd.core.resume import is_newer, same_content
-from spotd.core.state import Known, Upload
 
 if TYPE_CHECKING:
     from spotd.core.checkpoint import StoredCheckpoint
+    from spotd.core.state import Known
     from spotd.core.turn import Turn
 
 RETRY_MIN = 2.0  # seconds between tries while the store fails, doubled to RETRY_MAX
 RETRY_MAX = 60.0
+RECHECK = 30.0  # seconds between looks at a lease that somebody else holds
 RETRY_URGENT = 1.0  # the same while a deadline runs
 LEASE_SHARE = 1 / 3  # of the lease's time after which it is renewed
 SUPERSEDE_GRACE = 30.0  # seconds a trainer has that turned out to be behind the store
@@ -48,16 +50,7 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         lease_generation=event.generation,
         next_sequence=max(t.state.next_sequence, event.top_sequence + 1, top + 1),
     )
-    for k in t.state.known:
-        if k.id in stored_ids:
-            t.set_known(k.id, stored=True)
-        elif k.sequence > top:
-            if k.stored:
-                _not_there(t, k)
-                t.set_known(k.id, stored=False)
-                keeping.hold_again(t)
-        elif not k.stored:
-            t.set_known(k.id, unsendable=True)
+    _compare(t, stored_ids, top)
     if event.completed and not t.state.completed:
         t.set(completed=True, completion_safe=True, completion_stored=True)
     _supersede(t, event)
@@ -164,7 +157,7 @@ def on_refused(t: Turn, event: on.LeaseRefused) -> None:
     news = t.state.store.holder != event.holder
     unleased = t.state.store.generation == 0  # this daemon never had it
     store_answers(t)
-    wait = min(max(event.expires_in, 1.0), 30.0)
+    wait = min(max(event.expires_in, 1.0), RECHECK)
     t.set_store(
         status="refused",
         opening=False,
@@ -199,7 +192,8 @@ def on_refused(t: Turn, event: on.LeaseRefused) -> None:
         t.announce(
             "lease_refused",
             f"run {t.state.run} is being trained by {event.holder}; its lease runs out in "
-            f"{event.expires_in:.0f} s. Stop spotd there, or wait",
+            f"{event.expires_in:.0f} s. Stop spotd there, or wait: it is looked at again every "
+            f"{RECHECK:.0f} s",
             4,
             holder=event.holder,
         )
@@ -264,8 +258,4 @@ def stop_upload(t: Turn) -> None:
     upload = t.state.store.upload
     if upload is not None and not upload.stopping:
         t.do(do.StopUploads())
-        t.set_store(
-            upload=Upload(
-                upload.id, upload.sequence, upload.size, upload.since, upload.sent, stopping=True
-            )
-        )
+        t.set_store(upload=replace(upload, stopping=True))

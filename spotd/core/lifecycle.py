@@ -231,6 +231,7 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
     )
     rate = record.number(r.get("rate"))
     t.set_store(rate=rate or None)
+    t.set(save_seconds=record.number(r.get("save_seconds")) or None)
     if same_boot:
         i = record.interruption_from(r.get("interruption"), t.now.mono, t.now.wall)
         t.set(interruption=None if i is None else _bounded(t, i))
@@ -349,8 +350,8 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     on.LeaseRenewed: leasing.on_renewed,
     on.StoreFailed: leasing.on_failed,
     on.UploadProgressed: storing.on_progress,
-    on.Uploaded: storing.on_uploaded,
     on.AheadProgressed: ahead.on_progress,
+    on.Uploaded: storing.on_uploaded,
     on.UploadFailed: storing.on_upload_failed,
     on.UploadsStopped: storing.on_uploads_stopped,
     on.FetchProgressed: restoring.on_fetch_progress,

@@ -118,7 +118,7 @@ def _of_checkpoints(state: State, tally: Tally) -> Iterator[Family]:
     yield _gauge(
         "spotd_checkpoint_store_seconds",
         "Seconds the newest checkpoint would take to store at the rate of the last ones.",
-        fit[1] if fit is not None else None,
+        fit.store if fit is not None else None,
     )
 
 

@@ -75,6 +75,7 @@ def to_record(state: State) -> dict[str, object]:
         "lease_until_wall": state.lease_until_wall,
         "lease_generation": state.lease_generation,
         "rate": state.store.rate,
+        "save_seconds": state.save_seconds,
         "contents_checked": state.contents_checked,
     }
 

@@ -213,6 +213,7 @@ class Upload:
     size: int
     since: float
     sent: int = 0
+    moved: float | None = None  # when `sent` last grew
     stopping: bool = False
     hurried: float | None = None  # mono: since when it takes the whole machine
     measured: tuple[float, int] | None = None  # (mono, sent) from which its pace is measured
@@ -251,11 +252,12 @@ class Store:
     retry_at: float | None = None
     asked_at: float | None = None
     upload: Upload | None = None
-    upload_retry_at: float | None = None
     ahead: Ahead | None = None
+    upload_retry_at: float | None = None
     upload_failures: int = 0
     halted: bool = False
     rate: float | None = None  # bytes per second of the last uploads
+    told_late: str = ""  # id of the checkpoint of which was said that it takes too long
     deleting: bool = False
     delete_retry_at: float = 0.0
     completing: bool = False
@@ -313,6 +315,7 @@ class State:
     persisted_at: float = 0.0
     saved_at: float | None = None  # mono: when the newest checkpoint of this trainer was seen
     save_every: float | None = None  # seconds between its last two
+    save_seconds: float | None = None  # from the last stop signal to the save it led to
     completed: bool = False
     completion_safe: bool = False  # its last checkpoint would survive a power cut
     completion_stored: bool = False

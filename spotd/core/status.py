@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from spotd.core.deadline import PLANNED
 from spotd.core.state import Phase, newest_known, unstored
-
 from spotd.core.words import readable
+
 if TYPE_CHECKING:
     from spotd.core.state import Known, Now, State
 
 OLD = 48 * 3600.0  # seconds from which an age is given in days
+SILENT = 15.0  # seconds after which an upload that does not move is said to
 
 
 def rfc3339(wall: float | None) -> str | None:
@@ -64,7 +66,9 @@ def _checkpoint(state: State, now: Now) -> str:
     if newest.stored:
         return f"{said}, in the store"
     if upload is not None and upload.id == newest.id:
-        return f"{said}, uploading ({100 * upload.sent // max(1, upload.size)} %)"
+        silent = now.mono - (upload.since if upload.moved is None else upload.moved)
+        quiet = f", nothing acknowledged for {age(silent)}" if silent >= SILENT else ""
+        return f"{said}, uploading ({100 * upload.sent // max(1, upload.size)} %{quiet})"
     stored = [k.created for k in state.known if k.stored]
     stored += [s.created for s in state.store.listed]
     lag = f" (the store is {age(newest.created - max(stored))} behind)" if stored else ""
@@ -87,18 +91,30 @@ def _troubles(state: State, now: Now) -> list[str]:
     if state.metadata.announced:
         result.append(f"IMDS blind since {rfc3339(state.metadata.blind_since)}")
     fit = fits_window(state)
-    if fit is not None and not fit[0]:
-        result.append(f"a checkpoint takes {fit[1]:.0f} s to store: more than a notice leaves")
+    if fit is not None and not fit.fits:
+        save = "" if fit.save is None else f"{fit.save:.0f} s to save and "
+        result.append(
+            f"a checkpoint takes {save}{fit.store:.0f} s to store: more than a notice leaves"
+        )
     return result
 
 
-def fits_window(state: State) -> tuple[bool, float] | None:
-    """Whether the newest checkpoint can be stored within a notice: (fits, seconds) or None."""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Seconds to save and to store a checkpoint, as measured; `fits`: into a notice's time."""
+
+    fits: bool
+    store: float
+    save: float | None  # None: no save has been asked for yet
+
+
+def fits_window(state: State) -> Window | None:
+    """Whether the newest checkpoint can be saved and stored within a notice; None: not known."""
     newest = newest_known(state)
     if newest is None or not state.store.rate:
         return None
-    seconds = newest.size / state.store.rate
-    return seconds <= PLANNED - state.policy.margin, seconds
+    store, save = newest.size / state.store.rate, state.save_seconds
+    return Window((save or 0.0) + store <= PLANNED - state.policy.margin, store, save)
 
 
 def _entry(k: Known) -> dict[str, object]:
@@ -153,11 +169,13 @@ def status_of(state: State, now: Now) -> dict[str, object]:
                 "sent": upload.sent,
                 "size": upload.size,
                 "seconds": round(now.mono - upload.since, 1),
+                "quiet": round(now.mono - (upload.moved or upload.since), 1),
             }
             if upload
             else None,
-            "seconds_to_store": round(fit[1], 1) if fit else None,
-            "fits_notice": fit[0] if fit else None,
+            "seconds_to_store": round(fit.store, 1) if fit else None,
+            "seconds_to_save": round(fit.save, 1) if fit and fit.save is not None else None,
+            "fits_notice": fit.fits if fit else None,
             "writing": list(state.writing),
         },
         "store": {

@@ -7,13 +7,14 @@ checkpoint goes next and what it has made useless is skipped.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core import keeping, leasing
 from spotd.core.checkpoint import StoredCheckpoint
-from spotd.core.deadline import worth_preempting
+from spotd.core.deadline import first_to_send
 from spotd.core.retention import superfluous
 from spotd.core.state import Known, State, Upload, newest_known, unstored
 from spotd.core.words import megabytes
@@ -22,17 +23,33 @@ if TYPE_CHECKING:
     from spotd.core.turn import Turn
 
 RATE_FLOOR = 1 << 20  # bytes; smaller uploads say nothing about the link
+RATE_AFTER = 2.0  # seconds of hurry from which on the pace is the link's
+RATE_SECONDS = 1.0  # of it that are enough to measure it
 
 
 def on_progress(t: Turn, event: on.UploadProgressed) -> None:
     """Some more of it is on its way."""
     upload = t.state.store.upload
     if upload is not None and upload.id == event.id:
-        t.set_store(
-            upload=Upload(
-                upload.id, upload.sequence, event.size, upload.since, event.sent, upload.stopping
-            )
-        )
+        moved = t.now.mono if event.sent > upload.sent else upload.moved
+        t.set_store(upload=replace(upload, size=event.size, sent=event.sent, moved=moved))
+        _measure(t)
+
+
+def _measure(t: Turn) -> None:
+    """With a deadline near, the upload under way is the best measure of the link there is."""
+    upload = t.state.store.upload
+    if upload is None or upload.hurried is None or t.now.mono < upload.hurried + RATE_AFTER:
+        return
+    if upload.ahead:
+        return  # it counts what is read again, not only what goes over the link
+    if upload.measured is None:
+        t.set_store(upload=replace(upload, measured=(t.now.mono, upload.sent)))
+        return
+    since, before = upload.measured
+    seconds, sent = t.now.mono - since, upload.sent - before
+    if seconds >= RATE_SECONDS and sent >= RATE_FLOOR:
+        t.set_store(rate=sent / seconds)
 
 
 def on_uploaded(t: Turn, event: on.Uploaded) -> None:
@@ -46,10 +63,9 @@ def on_uploaded(t: Turn, event: on.Uploaded) -> None:
     leasing.store_answers(t)
     t.set_store(upload_failures=0, upload_retry_at=None)
     t.set_known(k.id, stored=True)
-    if event.seconds > 0 and event.sent >= RATE_FLOOR:
-        rate = event.sent / event.seconds
+    if event.rate is not None and event.sent >= RATE_FLOOR:
         old = t.state.store.rate
-        t.set_store(rate=rate if old is None else 0.5 * old + 0.5 * rate)
+        t.set_store(rate=event.rate if old is None else 0.5 * old + 0.5 * event.rate)
     listed = StoredCheckpoint(
         k.id, k.sequence, t.state.store.generation, k.name, k.kind, k.size, k.step,
         k.created, k.mtime_ns, state.instance_id,
@@ -58,9 +74,12 @@ def on_uploaded(t: Turn, event: on.Uploaded) -> None:
         t.set_store(listed=(*t.state.store.listed, listed))
     keeping.release_older_holds(t)
     t.persist()
+    took = f"{megabytes(k.size)} in {event.seconds:.1f} s"
+    if event.ahead:
+        took += f", after {megabytes(event.ahead)} while it was being written"
     t.announce(
         "checkpoint_stored",
-        f"checkpoint {k.name} is in the store ({megabytes(k.size)} in {event.seconds:.1f} s)",
+        f"checkpoint {k.name} is in the store ({took})",
         checkpoint=k.id,
         bytes=k.size,
         sent=event.sent,
@@ -80,9 +99,10 @@ def on_upload_failed(t: Turn, event: on.UploadFailed) -> None:
     t.set_store(upload=None)
     if event.gone:
         t.set_known(event.id, unsendable=True)
+        advice = f". {event.hint}" if event.hint else ""
         t.announce(
             "checkpoint_rejected",
-            f"checkpoint {event.id} was not stored: {event.reason}",
+            f"checkpoint {event.id} was not stored: {event.reason}{advice}",
             5,
             checkpoint=event.id,
         )
@@ -105,10 +125,33 @@ def halt(t: Turn) -> None:
         leasing.stop_upload(t)
 
 
-def next_upload(state: State) -> Known | None:
-    """Returns the newest checkpoint that is not in the store but could be, or None."""
-    waiting = [k for k in unstored(state) if k.hold is not None]
-    return max(waiting, key=lambda k: k.sequence, default=None)
+def waiting(state: State) -> list[Known]:
+    """Returns the checkpoints that are not in the store and could be, the newest last."""
+    found = (k for k in unstored(state) if k.hold is not None)
+    return sorted(found, key=lambda k: k.sequence)
+
+
+def _next_upload(t: Turn) -> Known | None:
+    """The newest that waits; with a deadline near, the newest that can be there in time."""
+    there, i, store = waiting(t.state), t.state.interruption, t.state.store
+    if not there or i is None:
+        return there[-1] if there else None
+    left = i.deadline - t.policy.margin - t.now.mono
+    sent = {each.id: each.sent for each in (store.ahead, store.upload) if each is not None}
+    sizes = [max(0, k.size - sent.get(k.id, 0)) for k in there]
+    first = there[first_to_send(sizes, left=left, rate=store.rate)]
+    newest, seconds = there[-1], sizes[-1] / store.rate if store.rate else 0.0
+    if seconds > left and store.told_late != newest.id:
+        t.set_store(told_late=newest.id)
+        instead = "" if first is newest else f"{first.name} is finished first, and "
+        t.announce(
+            "not_in_time",
+            f"storing {newest.name} takes about {seconds:.0f} s, {max(0.0, left):.0f} s are left: "
+            f"{instead}what is missing of it goes up after the restart",
+            4,
+            checkpoint=newest.id,
+        )
+    return first
 
 
 def wanted(state: State) -> bool:
@@ -152,26 +195,27 @@ def advance(t: Turn) -> None:
 
 def _pump(t: Turn) -> None:
     store = t.state.store
-    waiting = next_upload(t.state)
-    if waiting is None:
+    first = _next_upload(t)
+    if first is None:
         return
     i = t.state.interruption
     if store.upload is not None:
-        if i is None or store.upload.stopping or store.upload.sequence >= waiting.sequence:
-            return
-        left = (i.deadline - t.policy.margin) - t.now.mono
-        remaining = max(0, store.upload.size - store.upload.sent)
-        if worth_preempting(
-            left=left, rate=store.rate, current_remaining=remaining, newer_size=waiting.size
-        ):
+        # A newer one is never broken off for an older: estimates swing.
+        newer = first.sequence > store.upload.sequence
+        if i is not None and newer and not store.upload.stopping:
             leasing.stop_upload(t)
         return
     if store.upload_retry_at is not None and t.now.mono < store.upload_retry_at:
         return
     if store.opening:
         return  # a new generation is on its way, and what is sent under the old one is refused
-    t.do(_upload_of(t, waiting, urgent=i is not None))
-    t.set_store(upload=Upload(waiting.id, waiting.sequence, waiting.size, t.now.mono))
+    t.do(_upload_of(t, first, urgent=i is not None))
+    hurried = None if i is None else t.now.mono
+    upload = Upload(first.id, first.sequence, first.size, t.now.mono, hurried=hurried)
+    ahead = store.ahead
+    if ahead is not None and ahead.id == first.id:
+        upload, ahead = replace(upload, sent=ahead.sent, ahead=True), None
+    t.set_store(upload=upload, ahead=ahead)
     t.mark("upload started")
 
 
@@ -183,6 +227,7 @@ def hurry(t: Turn) -> None:
     k = next((k for k in t.state.known if k.id == upload.id), None)
     if k is not None:
         t.do(_upload_of(t, k, urgent=True))
+        t.set_store(upload=replace(upload, hurried=t.now.mono, measured=None))
 
 
 def _upload_of(t: Turn, k: Known, *, urgent: bool) -> do.Upload:

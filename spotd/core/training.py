@@ -349,7 +349,7 @@ def on_checkpoint_requested(t: Turn, event: on.CheckpointRequested) -> None:
 
 def is_settled(t: Turn) -> bool:
     """Whether nothing is being saved and nothing is left to store."""
-    return not t.state.writing and storing.next_upload(t.state) is None
+    return not t.state.writing and not storing.waiting(t.state)
 
 
 def saves_before(t: Turn, end: float) -> bool:

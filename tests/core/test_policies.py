@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint, checkpoint_id
-from spotd.core.deadline import PLANNED, WINDOW, plan_deadline, worth_preempting
+from spotd.core.deadline import PLANNED, WINDOW, first_to_send, plan_deadline
 from spotd.core.restart import BLAME_WITHIN, backoff, checkpoint_to_blame
 from spotd.core.resume import NOTHING, Choice, choose, is_newer, newest
 from spotd.core.retention import superfluous
@@ -58,19 +58,21 @@ def test_a_notice_from_before_this_boot_is_history():
 
 
 @pytest.mark.parametrize(
-    ("left", "rate", "remaining", "size", "worth"),
+    ("left", "rate", "waiting", "first"),
     [
-        (60, None, 10, 10, True),
-        (60, 10, 100, 500, True),
-        (60, 10, 100, 5000, False),
-        (60, 10, 5000, 5000, True),
+        (60, None, [10, 10], 1),
+        (60, 10, [100, 500], 1),
+        (60, 10, [100, 5000], 0),
+        (60, 10, [5000, 5000], 1),
+        (60, 10, [5000, 600, 601], 1),
+        (60, 10, [100, 100, 5000], 1),
+        (-5, 10, [100, 100], 1),
     ],
 )
-def test_an_upload_is_broken_off_for_a_newer_one_unless_only_the_older_can_be_finished(
-    left, rate, remaining, size, worth
+def test_the_newest_that_can_be_finished_goes_first_and_the_newest_when_none_can(
+    left, rate, waiting, first
 ):
-    found = worth_preempting(left=left, rate=rate, current_remaining=remaining, newer_size=size)
-    assert found is worth
+    assert first_to_send(waiting, left=left, rate=rate) == first
 
 
 # --- restart -----------------------------------------------------------------------------

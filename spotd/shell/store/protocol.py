@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from spotd.shell.store.checksum import Algorithm
 
 
+_ENOUGH = 64 * 1024 * 1024  # bytes, more than sockets and lanes swallow: their pace is the link's
+
+
 class StoreProblem(SpotdError):  # noqa: N818 - NotFound, Damaged: what they say
     """The store did not do it. `retriable`: the same call may work in a moment."""
 
@@ -97,16 +100,24 @@ class Flow:
     Args:
         cancel: Set by whoever wants the transfer to end now.
         bytes_per_second: Upper limit over all threads together; None for none.
+        hold_back: Returns seconds to wait before another part may begin, 0 for none (see
+            `spotd.shell.store.peace`); None: nothing has to wait.
     """
 
     def __init__(
-        self, cancel: threading.Event | None = None, bytes_per_second: float | None = None
+        self,
+        cancel: threading.Event | None = None,
+        bytes_per_second: float | None = None,
+        hold_back: Callable[[], float] | None = None,
     ) -> None:
         self.cancel = cancel or threading.Event()
         self.broken = False  # one thread of the transfer failed: the others need not go on
         self.wire = 0  # bytes that went over the wire, repeats included
         self.last_progress = time.monotonic()
+        self._began = time.monotonic()
+        self._free: tuple[int, float] | None = None  # bytes and seconds until it was held back
         self._rate = bytes_per_second
+        self._hold_back = hold_back
         self._next = 0.0
         self._lock = threading.Lock()
         self._interrupts: list[Callable[[], None]] = []
@@ -146,8 +157,36 @@ class Flow:
             now = time.monotonic()
             self._next = max(self._next, now) + count / self._rate
             wait = self._next - now
-        if wait > 0 and self.cancel.wait(wait):
+        if wait > 0:
+            self._rest(wait)
+
+    def turn(self) -> None:
+        """Waits until another part may begin; raises Cancelled like `check`.
+
+        Between parts and not within them: no server waits for the rest of a request.
+        """
+        self.check()
+        while self._hold_back is not None:
+            wait = self._hold_back()
+            if wait <= 0:
+                return
+            self._rest(wait)
+            self.progressed()  # it was us who was silent
+
+    def _rest(self, seconds: float) -> None:
+        if self._free is None:
+            self._free = (self.wire, time.monotonic() - self._began)
+        if self.cancel.wait(seconds):
             raise Cancelled
+        self.check()
+
+    def rate(self) -> float | None:
+        """Returns bytes per second while nothing held it back; None when that was too short."""
+        free = self._free
+        if free is None:
+            seconds = time.monotonic() - self._began
+            return self.wire / max(1e-3, seconds) if self.wire else None
+        return free[0] / max(1e-3, free[1]) if free[0] >= _ENOUGH else None
 
     def unpassed(self, count: int) -> None:
         """Takes back what was counted in a pass that only looked at the bytes."""

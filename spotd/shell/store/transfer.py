@@ -146,6 +146,7 @@ class Transfer:
         """Runs a call until it works, it can never work, or nobody waits for it any more."""
         damages = 0
         while True:
+            self.flow.turn()
             try:
                 result = function()
             except StoreProblem as problem:

@@ -15,7 +15,6 @@ import queue
 import socket
 import sys
 import threading
-import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +26,16 @@ from spotd.core.manifest import ManifestError
 from spotd.errors import SpotdError
 from spotd.shell.directory.tree import open_without_links
 from spotd.shell.owner import Owner
+from spotd.shell.store.aheads import Aheads
 from spotd.shell.store.checkpoints import CheckpointStore
 from spotd.shell.store.lease import TTL, TTL_BY_OUR_CLOCKS, Lease, LeaseHeld, LeaseKeeper
-from spotd.shell.store.priority import take_what_is_left
+from spotd.shell.store.peace import Allowance
+from spotd.shell.store.priority import after_all_others
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
 from spotd.shell.store.restore import Restore
 from spotd.shell.store.settings import StoreSettings, access_to, open_store, s3_place
 from spotd.shell.store.source import SourceGone, UploadSource
+from spotd.shell.store.telling import Pace, Troubles, complain
 from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, Transfer, lane_count
 from spotd.shell.store.upload import Upload, UploadOrder
 from spotd.shell.store.wire import Channel, encode_event
@@ -44,11 +46,9 @@ if TYPE_CHECKING:
     from spotd.shell.store.protocol import ObjectStore
 
 Command = dict[str, Any]
-_PROGRESS_EVERY = 0.5  # seconds
 _PEACE_LANES = 4  # 85 MB/s each at S3: ahead of any disk a trainer writes to meanwhile
 _LEASE_SLACK = 5.0  # seconds a manifest may take to be written
 _SOON = 5.0  # seconds for which small things are tried again before they have failed
-_TROUBLE_EVERY = 10.0  # seconds between two lines about the same trouble
 
 
 class Worker:
@@ -80,7 +80,17 @@ class Worker:
         )
         self._lease: Lease | None = Lease(**config["lease"]) if config["lease"] else None
         self._lease_lock = threading.Lock()  # its own lane, and the upload's before a manifest
+        self._aheads = Aheads(
+            self._checkpoints,
+            self._directory,
+            self._owner.uid if self._owner else None,
+            self._lanes_wanted,
+            lambda id_, sent: self._say(
+                {"events": [encode_event(events.AheadProgressed(id_, sent))]}
+            ),
+        )
         self._kept: dict[str, str] = {}
+        self._allowance = Allowance(os.cpu_count() or 1)  # of all its uploads together
         self._upload_flow = Flow()
         self._fetch_flow = Flow()
         self._queues: dict[str, queue.SimpleQueue[Command]] = {}
@@ -91,6 +101,8 @@ class Worker:
             "renew": ("lease", self._renew),
             "release": ("lease", self._release),
             "upload": ("upload", self._upload),
+            "ahead": ("ahead", self._aheads.run),
+            "stop_ahead": ("ahead", lambda _command: []),
             "stop": ("upload", lambda _command: [events.UploadsStopped()]),
             "fetch": ("fetch", self._fetch),
             "stop_fetch": ("fetch", lambda _command: []),
@@ -104,8 +116,11 @@ class Worker:
         if command["do"] in {"stop", "upload"}:
             self._upload_flow.stop()  # an upload that is under way makes room
         if command["do"] == "upload":
-            limit = None if command["urgent"] else self._settings.bandwidth_limit
-            command["flow"] = self._upload_flow = Flow(bytes_per_second=limit)
+            command["flow"] = self._upload_flow = self._flow(urgent=command["urgent"])
+        if command["do"] == "ahead":
+            self._aheads.begin(command, self._flow(urgent=command["urgent"]))
+        if command["do"] == "stop_ahead":
+            self._aheads.stop(keep=command["keep"])
         if command["do"] in {"stop_fetch", "fetch"}:
             self._fetch_flow.stop()
         if command["do"] == "fetch":
@@ -119,6 +134,14 @@ class Worker:
                     target=self._work, args=(commands,), name=lane, daemon=True
                 ).start()
         commands.put(command)
+
+    def _flow(self, *, urgent: bool) -> Flow:
+        if urgent:
+            return Flow()
+        return Flow(
+            bytes_per_second=self._settings.bandwidth_limit,
+            hold_back=self._allowance.wait,
+        )
 
     def _work(self, commands: queue.SimpleQueue[Command]) -> None:
         while True:
@@ -153,7 +176,7 @@ class Worker:
         try:
             self._checkpoints.store.warm()
         except StoreProblem as problem:
-            _complain(f"not ready to send yet: {problem}")  # what is sent next will say it
+            complain(f"not ready to send yet: {problem}")  # what is sent next will say it
         return []
 
     def _open(self, _command: Command) -> list[events.Event]:
@@ -215,7 +238,7 @@ class Worker:
                     self._keeper.release(self._lease)
                 except StoreProblem as problem:
                     # It runs out by itself; whoever asked is on the way out.
-                    _complain(f"the lease was not given back: {problem}")
+                    complain(f"the lease was not given back: {problem}")
                 self._hold(None)
         return []
 
@@ -247,12 +270,12 @@ class Worker:
         if urgent:
             lanes = Lanes(self._lanes_wanted, tiny=TINY_LANES)
         else:
-            lanes = Lanes(_PEACE_LANES, take_what_is_left, tiny=2 * _PEACE_LANES)
+            lanes = Lanes(_PEACE_LANES, after_all_others, tiny=2 * _PEACE_LANES)
         transfer = Transfer(
             self._checkpoints.store, lanes, flow, None if urgent else PATIENCE,
-            _Troubles(f"storing {checkpoint}"),
+            Troubles(f"storing {checkpoint}"),
         )  # fmt: skip
-        told = _Pace(
+        told = Pace(
             lambda sent, size: self._say(
                 {"events": [encode_event(events.UploadProgressed(checkpoint, sent, size))]}
             )
@@ -260,7 +283,7 @@ class Worker:
         try:
             stored = Upload(
                 self._checkpoints, transfer, order, told,
-                lambda: self._still_ours(order.generation),
+                lambda: self._still_ours(order.generation), self._aheads.of(checkpoint),
             ).run()  # fmt: skip
         except SourceGone as error:
             return [events.UploadFailed(checkpoint, error.message, error.hint, gone=True)]
@@ -269,13 +292,18 @@ class Worker:
             return [failed, events.LeaseRefused(held.holder, held.expires_in)]
         finally:
             lanes.close()
-        return [events.Uploaded(checkpoint, stored.size, stored.sent, stored.seconds)]
+        rate = None if stored.ahead else flow.rate()
+        return [
+            events.Uploaded(
+                checkpoint, stored.size, stored.sent, stored.seconds, rate, ahead=stored.ahead
+            )
+        ]
 
     def _fetch(self, command: Command) -> list[events.Event]:
         checkpoint = command["id"]
         flow: Flow = command["flow"]
         lanes = Lanes(self._lanes_wanted, tiny=TINY_LANES)
-        told = _Pace(
+        told = Pace(
             lambda got, size: self._say(
                 {"events": [encode_event(events.FetchProgressed(checkpoint, got, size))]}
             )
@@ -312,7 +340,7 @@ class Worker:
                     self._checkpoints.store.put(FOLDER + name, text.encode())
                     self._kept[name] = text
         except StoreProblem as problem:
-            _complain(f"the ledger is not in the store: {problem}")
+            complain(f"the ledger is not in the store: {problem}")
         return []
 
     def _complete(self, _command: Command) -> list[events.Event]:
@@ -328,44 +356,6 @@ def _failure(command: Command, reason: str, hint: str) -> events.Event:
         return events.FetchFailed(command["id"], reason, hint)
     name = {"renew": "lease", "release": "lease", "warm": "open"}.get(command["do"])
     return events.StoreFailed(name or str(command["do"]), reason, hint)
-
-
-class _Pace:
-    """Passes progress on, twice a second at most, the end always."""
-
-    def __init__(self, tell: Callable[[int, int], None]) -> None:
-        self._tell = tell
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def __call__(self, done: int, size: int) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now < self._next and done < size:
-                return
-            self._next = now + _PROGRESS_EVERY
-        self._tell(done, size)
-
-
-class _Troubles:
-    """Says what is being tried again: not at every try, but never in silence."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._next: dict[str, float] = {}  # one outage has several faces, which take turns
-        self._lock = threading.Lock()
-
-    def __call__(self, problem: StoreProblem) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now < self._next.get(problem.message, 0.0):
-                return
-            self._next[problem.message] = now + _TROUBLE_EVERY
-        _complain(f"{self._what}: {problem} - trying again")
-
-
-def _complain(text: str) -> None:
-    print(f"spotd store: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it is the journal
 
 
 def main(arguments: list[str] | None = None) -> None:
