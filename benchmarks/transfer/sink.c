@@ -4,7 +4,7 @@
  *   sink PORT SIZE [CERT KEY]      SIZE: bytes of every object there is; TLS with CERT and KEY
  *
  * A byte of an object at offset o is pattern[o % 1 MiB]; the pattern is that of a fixed LCG,
- * made again by transfer.py. One thread for each connection.
+ * made again by child.py. One thread for each connection.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -114,6 +114,8 @@ static int serve(struct connection *c, char *request, const char *target) {
     }
     if (!strncmp(request, "PUT", 3)) return answer(c, "200 OK", etag, "");
     if (!strncmp(request, "DELETE", 6)) return answer(c, "204 No Content", "", "");
+    if (!strncmp(request, "GET", 3) && strstr(target, ".json")) /* no lease, no manifest: kept is nothing */
+        return answer(c, "404 Not Found", "", "<Error><Code>NoSuchKey</Code></Error>");
     if (!strncmp(request, "HEAD", 4)) return give_object(c, NULL, 1);
     if (!strncmp(request, "POST", 4)) {
         if (strstr(target, "uploadId="))
