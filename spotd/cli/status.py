@@ -99,7 +99,10 @@ def _store(store: dict[str, Any]) -> str:
         return f"does not answer: {store['reason']}{hint}"
     if store["status"] != "open":
         return "not asked yet"
-    return f"{len(store['checkpoints'])} checkpoints, lease generation {store['generation']}"
+    damaged = store.get("damaged")
+    passed_over = f", passed over as damaged: {', '.join(damaged)}" if damaged else ""
+    kept = f"{len(store['checkpoints'])} checkpoints, lease generation {store['generation']}"
+    return kept + passed_over
 
 
 def _imds(m: dict[str, Any]) -> str:

@@ -284,6 +284,7 @@ class StoreOpened:
     stored: tuple[StoredCheckpoint, ...] = ()
     completed: bool = False
     top_sequence: int = 0  # highest sequence in use, those without a manifest included
+    damaged: tuple[tuple[str, str], ...] = ()  # (id, reason): their manifests are not believed
 
 
 @dataclass(frozen=True, slots=True)

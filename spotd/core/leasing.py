@@ -45,6 +45,7 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         holder="",
         retry_at=None,
     )
+    _not_believed(t, event.damaged)
     _lease_granted(t, event.lease_in)
     t.set(
         lease_generation=event.generation,
@@ -63,6 +64,48 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
             # Ids given without knowing the store: what they named gets new ones.
             keeping.inspect(t, settled=False)
     t.persist()
+
+
+def _compare(t: Turn, stored_ids: set[str], top: int) -> None:
+    """What is on record, held against what the store has."""
+    for k in t.state.known:
+        if k.id in stored_ids:
+            if not k.stored:
+                _found_stored(t, k)
+            t.set_known(k.id, stored=True)
+        elif k.sequence > top:
+            if k.stored:
+                _not_there(t, k)
+                t.set_known(k.id, stored=False)
+                keeping.hold_again(t)
+        elif not k.stored:
+            t.set_known(k.id, unsendable=True)
+
+
+def _found_stored(t: Turn, k: Known) -> None:
+    """Whoever stored it did not live to say so; an upload under way says it itself."""
+    upload = t.state.store.upload
+    if upload is None or upload.id != k.id:
+        t.announce(
+            "checkpoint_stored",
+            f"checkpoint {k.name} is in the store already",
+            checkpoint=k.id,
+            bytes=k.size,
+            **({} if k.step is None else {"step": k.step}),
+        )
+
+
+def _not_believed(t: Turn, damaged: tuple[tuple[str, str], ...]) -> None:
+    """What is passed over is said, once each: it may be newer than what is resumed from."""
+    for checkpoint, reason in damaged:
+        if checkpoint not in t.state.store.damaged:
+            t.announce(
+                "checkpoint_rejected",
+                f"checkpoint {checkpoint} in the store is passed over: {reason}. It is not deleted",
+                4,
+                checkpoint=checkpoint,
+            )
+    t.set_store(damaged=tuple(checkpoint for checkpoint, _ in damaged))
 
 
 def _not_there(t: Turn, k: Known) -> None:

@@ -244,6 +244,7 @@ class Store:
     holder: str = ""
     listed: tuple[StoredCheckpoint, ...] = ()
     confirmed: frozenset[str] = frozenset()  # ids that the last listing had
+    damaged: tuple[str, ...] = ()  # ids in the store whose manifests are not believed
     ever_listed: bool = False
     failures: int = 0
     reason: str = ""

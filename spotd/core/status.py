@@ -185,6 +185,7 @@ def status_of(state: State, now: Now) -> dict[str, object]:
             "reason": state.store.reason,
             "hint": state.store.hint,
             "checkpoints": [s.id for s in state.store.listed],
+            "damaged": list(state.store.damaged),
             "bytes_per_second": round(state.store.rate) if state.store.rate else None,
         },
         "interruption": {

@@ -9,6 +9,7 @@ import time
 import pytest
 from storekit import MIB, Bench, file_settings, unique_url, write_file
 
+from spotd.core import manifest
 from spotd.core.manifest import ManifestError
 from spotd.shell.store import aws, thin, transfer
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, Piece, StoreProblem
@@ -497,3 +498,18 @@ def test_receiving_into_a_piece_writes_nowhere_else(bench):
     os.close(descriptor)
     expected = b"." * MIB + content[MIB : 2 * MIB] + b"." * MIB
     assert target.read_bytes() == expected
+
+
+def test_a_manifest_that_is_too_large_to_be_one_keeps_nobody_from_the_others(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, file_settings(tmp_path))
+    write_file(bench.directory / "a.pt", 1000)
+    write_file(bench.directory / "b.pt", 1000)
+    bench.upload(1, "a.pt")
+    bench.upload(2, "b.pt")
+    size = len(bench.store.get("checkpoints/00000001-a.pt/MANIFEST.json", limit=MIB).data)
+    bench.store.put("checkpoints/00000002-b.pt/MANIFEST.json", b" " * (2 * size))
+    monkeypatch.setattr(manifest, "MAX_BYTES", size)
+    listing = bench.checkpoints.listing(bench.lanes)
+    assert [each.id for each in listing.stored] == ["00000001-a.pt"]
+    assert [each[0] for each in listing.damaged] == ["00000002-b.pt"]
+    bench.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from spotd.core import manifest as schema
 from spotd.core.checkpoint import StoredCheckpoint, parse_checkpoint_id
 from spotd.core.manifest import Manifest, ManifestError
-from spotd.shell.store.protocol import NotFound, ObjectStore, StoreProblem
+from spotd.shell.store.protocol import Damaged, NotFound, ObjectStore, StoreProblem
 from spotd.shell.store.record import UploadRecord, age, open_records
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class CheckpointStore:
                     return checkpoint, self.manifest(checkpoint)
                 except NotFound:
                     return checkpoint, None
+                except Damaged as error:  # too large to be one
+                    return checkpoint, ManifestError(error.message)
                 except ManifestError as error:
                     return checkpoint, error
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spotd.core import manifest as schema
 from spotd.core.manifest import ManifestDirectory, ManifestError, check_name, check_path
 from spotd.errors import SpotdError
 from spotd.shell.directory.fingerprint import fingerprint_of
@@ -121,8 +122,12 @@ class SourceTree:
                 check_path(file.path)
         except ManifestError as error:
             raise SourceGone(f"{source.name} cannot be stored: {error.message}") from error
-        if any(file.path == "MANIFEST.json" for file in files):
-            raise SourceGone(f"{source.name} cannot be stored: it holds a MANIFEST.json")
+        if any(file.path.partition("/")[0] == schema.NAME for file in files):
+            raise SourceGone(
+                f"{source.name} cannot be stored: it holds a {schema.NAME}",
+                hint=f"have the trainer give it another name: {schema.NAME} is what spotd itself "
+                "writes beside a checkpoint's files in the store",
+            )
         self.files = tuple(files)
         if source.kind == "directory":
             self.directories = tuple(self._directories())

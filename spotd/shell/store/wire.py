@@ -53,6 +53,7 @@ def decode_event(line: dict[str, Any]) -> events.Event:
     kind = _EVENTS[fields.pop("type")]
     if kind is events.StoreOpened:
         fields["stored"] = tuple(StoredCheckpoint(**each) for each in fields["stored"])
+        fields["damaged"] = tuple((each[0], each[1]) for each in fields["damaged"])
     if kind is events.Fetched:
         fields["checkpoint"] = LocalCheckpoint(**fields["checkpoint"])
     if kind is events.DeletedFromStore:

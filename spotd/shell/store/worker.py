@@ -192,8 +192,6 @@ class Worker:
             found = self._soon(lanes).again(lambda: self._checkpoints.listing(lanes))
         finally:
             lanes.close()
-        for checkpoint, reason in found.damaged:
-            _complain(f"{checkpoint} in the store is not believed: {reason}")
         return [
             events.StoreOpened(
                 generation=lease.generation,
@@ -201,6 +199,7 @@ class Worker:
                 stored=found.stored,
                 completed=found.completed,
                 top_sequence=found.top_sequence,
+                damaged=found.damaged,
             )
         ]
 
