@@ -22,6 +22,7 @@ VERBS = {
     "restore": "fetch and verify a checkpoint, without the daemon",
     "history": "starts, notices, checkpoints, resumes and what each cost",
     "reload": "have the running daemon take a changed configuration over",
+    "reload": "have the running daemon take a changed configuration over",
     "drill": "rehearse an interruption on the running daemon",
     "demo": "the whole story on this machine, on loopback",
     "check": "find what would go wrong before it costs money",

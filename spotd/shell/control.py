@@ -17,13 +17,14 @@ import socket
 import struct
 import threading
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
 from spotd.errors import SpotdError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from spotd.core.actions import Reply
@@ -42,6 +43,8 @@ class ControlServer:
         status: Returns the status object; called in the server's thread.
         post: Hands an event to the deciding loop.
         users: User ids that may do more than look, beside root and the daemon's own.
+        tasks: What root alone may ask for and the deciding loop has no part in, by verb; each
+            is called with the number to reply to, and returns at once.
         lost: Called, in the server's thread, when somebody took the socket away and it was
             made anew; "" or why it cannot be.
     """
@@ -53,12 +56,15 @@ class ControlServer:
         status: Callable[[], dict[str, object]],
         post: Callable[[events.Event], None],
         users: frozenset[int] = frozenset(),
+        tasks: Mapping[str, Callable[[int], None]] = MappingProxyType({}),
         lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = path
         self._status = status
         self._post = post
-        self._users = users | {0, os.geteuid()}
+        self._owners = frozenset({0, os.geteuid()})
+        self._users = users | self._owners
+        self._tasks = tasks
         self._waiting: dict[int, socket.socket] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -212,21 +218,34 @@ class ControlServer:
         if verb == "status":
             self._send(connection, self._status_answer())
             return
-        kinds: dict[str, Callable[[int], events.Event]] = {
-            "drill": events.DrillRequested,
-            "checkpoint": events.CheckpointRequested,
-        }
-        kind = kinds.get(verb) if isinstance(verb, str) else None
-        refusal = "" if kind is not None else "no such verb"
-        if kind is not None and self._peer(connection) not in self._users:
-            refusal = f"`spotd {verb}` is for root and for the trainer's user: use sudo"
-        if kind is None or refusal:
+        carry_out, who, users = self._allowed(verb)
+        refusal = "" if carry_out is not None else "no such verb"
+        if carry_out is not None and self._peer(connection) not in users:
+            refusal = f"`spotd {verb}` is for {who}: use sudo"
+        if carry_out is None or refusal:
             self._send(connection, {"ok": False, "message": refusal, "data": {}, "final": True})
             return
         number = next(self._numbers)
         with self._lock:
             self._waiting[number] = connection
-        self._post(kind(number))
+        carry_out(number)
+
+    def _allowed(self, verb: object) -> tuple[Callable[[int], None] | None, str, frozenset[int]]:
+        """Returns what a verb does, and for whom."""
+        kinds: dict[object, Callable[[int], events.Event]] = {
+            "drill": events.DrillRequested,
+            "checkpoint": events.CheckpointRequested,
+        }
+        if isinstance(verb, str) and verb in self._tasks:
+            return self._tasks[verb], "root", self._owners
+        if not isinstance(verb, str) or verb not in kinds:
+            return None, "", frozenset()
+        kind = kinds[verb]
+        return (
+            lambda number: self._post(kind(number)),
+            "root and for the trainer's user",
+            self._users,
+        )
 
     def _status_answer(self) -> dict[str, object]:
         try:
@@ -246,7 +265,7 @@ def ask(path: Path, verb: str, timeout: float | None = 10.0) -> Iterator[dict[st
 
     Args:
         path: Of the control socket.
-        verb: "status", "drill" or "checkpoint".
+        verb: "status", "drill", "checkpoint" or "reload".
         timeout: Seconds to wait for each answer, None for ever.
 
     Raises:

@@ -8,13 +8,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from spotd.config import load
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.checkpoint import parse_checkpoint_id
 from spotd.core.state import State
 from spotd.core.status import status_of
-from spotd.errors import ConfigError, SpotdError
+from spotd.errors import SpotdError
 from spotd.shell import unit
 from spotd.shell.boot import classify, machine_name, this_boot
 from spotd.shell.claims import claim, own_directory
@@ -28,6 +27,7 @@ from spotd.shell.notify import Notifier
 from spotd.shell.observing.observer import Observer
 from spotd.shell.owner import owner_named
 from spotd.shell.policy import policy_of
+from spotd.shell.reload import Reloader
 from spotd.shell.statestore import StateStore
 from spotd.shell.store.client import StoreClient
 from spotd.shell.store.source import UploadSource
@@ -60,12 +60,13 @@ class Daemon:
 
     def __init__(self, settings: Settings, worker: Spawned | None = None) -> None:
         self.settings = settings
-        self._reloading = threading.Lock()  # one SIGHUP may come while another is carried out
-        self._ready = threading.Event()
         self._worker = worker
         self.boot = this_boot()
         self.journal = Journal()
         self.notifier = Notifier()
+        self.reloader = Reloader(
+            lambda: self.settings, self._take_over, self.notifier, self._announce
+        )
         self._own = own_directory(settings.paths.state / settings.run)
         own_directory(settings.paths.runtime)
         # Two spotd never run one trainer, whatever paths they were given: the checkpoint
@@ -117,7 +118,7 @@ class Daemon:
         self.directory.start()
         self.control.start()
         self.notifier.ready()
-        self._ready.set()
+        self.reloader.ready.set()
         try:
             status = self.loop.run()
         finally:
@@ -185,6 +186,7 @@ class Daemon:
             post=post,
             users=frozenset({owner.uid}),
             lost=self._runtime_lost,
+            tasks={"reload": lambda number: self.reloader.ask(number, self.control.reply)},
         )
         self._perform.update(self._performers())
 
@@ -307,7 +309,7 @@ class Daemon:
     def _listen_to_signals(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: self._asked_to_stop())
         signal.signal(signal.SIGINT, lambda *_: self._asked_to_stop())
-        signal.signal(signal.SIGHUP, lambda *_: self._asked_to_reload())
+        signal.signal(signal.SIGHUP, lambda *_: self.reloader.ask())
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def _asked_to_stop(self) -> None:
@@ -322,35 +324,10 @@ class Daemon:
             seconds = unit.stop_timeout(name, seconds)
         self.loop.post(on.StopRequested(seconds, restart=restart))
 
-    def _asked_to_reload(self) -> None:
-        threading.Thread(target=self._reload, name="reload", daemon=True).start()
-
-    def _reload(self) -> None:
-        self._ready.wait()  # one that comes sooner must not say that the unit is up
-        with self._reloading:  # the second reads what was written meanwhile, and is the last
-            self.notifier.reloading(done=False)
-            try:
-                self._take_over()
-            finally:
-                self.notifier.reloading(done=True)
-
-    def _take_over(self) -> None:
-        try:
-            fresh = load(str(self.settings.source_path))
-            fixed = ("run", "store", "checkpoints", "paths", "imds", "cloud")
-            changed = [n for n in fixed if getattr(fresh, n) != getattr(self.settings, n)]
-            if changed:
-                raise ConfigError(
-                    f"{', '.join(changed)} cannot change while spotd runs",
-                    hint="systemctl restart spotd; training is not interrupted by it",
-                )
-        except SpotdError as e:
-            line = do.Announce("reload_refused", f"nothing was taken over: {e}", 3)
-            self._announce(line)
-        else:
-            self.settings = fresh
-            self.host.settings = fresh.trainer
-            self.loop.post(on.Reloaded(policy_of(fresh)))
+    def _take_over(self, fresh: Settings) -> None:
+        self.settings = fresh
+        self.host.settings = fresh.trainer
+        self.loop.post(on.Reloaded(policy_of(fresh)))
 
     # --- the ends --------------------------------------------------------------------
 

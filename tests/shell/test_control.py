@@ -112,3 +112,20 @@ def test_a_socket_that_was_taken_away_is_made_anew_and_said_once(tmp_path, monke
     assert told == [""]
     control.close()
     assert not path.exists()
+
+
+def test_what_root_alone_may_ask_for_is_refused_to_everybody_else(tmp_path, monkeypatch):
+    asked = []
+    control = ControlServer(
+        tmp_path / "control.sock", status=dict, post=asked.append,
+        tasks={"reload": lambda number: control.reply(Reply(number, ok=True, message="done"))},
+        users=frozenset({12345}),
+    )  # fmt: skip
+    control.start()
+    path = tmp_path / "control.sock"
+    assert next(ask(path, "reload", 15))["ok"]
+    monkeypatch.setattr(control, "_peer", lambda _: 12345)  # the trainer's user
+    refused = next(ask(path, "reload", 15))
+    assert not refused["ok"]
+    assert refused["message"] == "`spotd reload` is for root: use sudo"
+    control.close()

@@ -221,14 +221,26 @@ def test_a_unit_that_cannot_be_configured_says_why_in_one_line_and_does_not_loop
 def test_a_reload_takes_over_what_is_right_and_refuses_what_is_wrong(training: Training) -> None:
     training.boot()
     before = main_pid(training.instance)
-    training.instance.write("/etc/spotd/spotd.toml", training.configuration() + "\n[metrics]\n")
-    training.instance.run("systemctl", "reload", "spotd")
-    training.instance.until_event("configuration_reloaded")
-    training.instance.write("/etc/spotd/spotd.toml", "run = 3\n")
-    training.instance.run("systemctl", "reload", "spotd", check=False)
-    training.instance.until_event("reload_refused")
+    instance = training.instance
+    instance.write("/etc/spotd/spotd.toml", training.configuration() + "\n[metrics]\n")
+    instance.run("systemctl", "reload", "spotd")
+    instance.until_event("configuration_reloaded")
+    instance.write("/etc/spotd/spotd.toml", "run = 3\n")
+    with pytest.raises(RuntimeError, match="failed"):
+        instance.run("systemctl", "reload", "spotd")
+    instance.until_event("reload_refused")
+    said = instance.run("systemctl", "status", "spotd", "--no-pager", "--full", check=False)
+    assert "nothing was taken over: " in said
+    instance.write("/etc/spotd/spotd.toml", training.configuration().replace("margin", "magrin"))
+    refused = instance.run("spotd", "reload", check=False)
+    assert "magrin" in refused
+    assert "margin" in refused  # what it may have meant
+    unit = instance.show("spotd.service", "ActiveState", "SubState", "NRestarts")
+    assert unit == {"ActiveState": "active", "SubState": "running", "NRestarts": "0"}
     training.until_training()
-    assert main_pid(training.instance) == before
+    instance.write("/etc/spotd/spotd.toml", training.configuration())
+    instance.run("systemctl", "reload", "spotd")
+    assert main_pid(instance) == before
     assert len(trainers(training)) == 1
 
 
