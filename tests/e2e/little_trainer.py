@@ -157,7 +157,7 @@ def main():
             step += 1
             line = {"attempt": attempt, "step": step, "pid": os.getpid(), "at": time.monotonic()}
             log.write(json.dumps(line) + "\n")
-            report(options, outgoing, STEP=step)
+            report(options, outgoing, STEP=step, LOSS=1 / step)
             if lever("crash"):
                 text = (LEVERS / "crash").read_text()
                 print(text or "out of luck", file=sys.stderr, flush=True)

@@ -176,6 +176,19 @@ def test_what_one_machine_cost_is_known_to_another_by_way_of_the_bucket(build, i
     assert "i-0123456789abcdef0" in page
 
 
+def test_a_machine_that_never_trained_shows_the_loss_of_the_one_that_did(build):
+    trains = build()
+    trains.boot()
+    laptop = build(name="laptop", run=trains.run)
+    laptop.configure()
+
+    def page():
+        trains.saved()  # a boot's record goes to the store when a checkpoint does
+        return laptop.spotd("report", "--offline", "--output", "-", check=True).stdout
+
+    trains.wait(lambda: "Loss over steps" in page(), "the loss in a report from elsewhere")
+
+
 def free_port():
     import socket
 
