@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ec2box import ami, image
+
+from spotd.config.documents import default_file
+from spotd.user_data import Source, Volume, render
 
 if TYPE_CHECKING:
     from ec2box.cloud import Cloud
@@ -147,3 +152,46 @@ def test_the_same_package_trains_on_another_release_with_its_python_and_systemd(
     training.instance.start()
     training.until_training()
     assert training.resumed_at() == [0, saved]
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_the_rpm_installs_beside_python_3_11_and_its_unit_trains(
+    training: Training, cloud: Cloud, launch: Any, scratch: Path, base: Path
+) -> None:
+    if not (shutil.which("rpmbuild") and shutil.which("rpm")):
+        pytest.skip("needs rpmbuild and rpm: apt-get install rpm")
+    if not (base / "usr/bin/python3.11").exists():
+        pytest.skip("the image has no python3.11, which Amazon Linux 2023 has beside its own")
+    built = ami.builder().rpm(scratch / "dist-rpm")
+    training.instance = launch(layers=[ami.bake(scratch / "rpm", base, built), base])
+    training.boot()
+    assert "enabled" in training.instance.run("systemctl", "is-enabled", "spotd")
+    cloud.imds.give_notice("stop", in_seconds=30)
+    training.until_state("drained")
+    assert training.stored_step() == training.step > 0
+
+
+#: In a mount namespace of its own: the root is shared by every instance, and stays as it is.
+SCHEMA = """
+mount -t tmpfs tmpfs "$1/mnt" && mount -t proc proc "$1/proc" && cat > "$1/mnt/user-data" || exit 1
+for verb in schema "devel schema"; do  # up to 22.1 the second
+    chroot "$1" cloud-init $verb --config-file /mnt/user-data 2>&1 && exit
+done
+exit 1
+"""
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie", "noble", "jammy"])
+def test_cloud_init_of_every_release_finds_the_user_data_valid(machinery: None, suite: str) -> None:
+    try:
+        root = image.base(suite)
+    except (RuntimeError, OSError) as error:
+        pytest.skip(f"the image could not be built: {error}")
+    volume = Volume("/dev/nvme1n1", "/data", "ubuntu")
+    text = render(default_file(), source=Source("s3://b/training/spotd.deb"), volume=volume)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", SCHEMA, "sh", root],
+        input=text, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Valid" in done.stdout

@@ -42,17 +42,7 @@ def bake(folder: Path, root: Path, package: Path) -> Path:
     options = f"lowerdir={root},upperdir={layer},workdir={work}"
     run("mount", "-t", "overlay", "overlay", "-o", options, str(merged))
     try:
-        shutil.copy(package, merged / "spotd.deb")
-        done = subprocess.run(
-            ["chroot", merged, "dpkg", "-i", "/spotd.deb"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
-        )
-        if done.returncode:
-            raise RuntimeError(f"dpkg -i failed: {done.stdout}{done.stderr}")
-        (merged / "spotd.deb").unlink()
+        _install(package, merged)
     finally:
         detach(merged)
     put_trainer(layer)
@@ -60,6 +50,25 @@ def bake(folder: Path, root: Path, package: Path) -> Path:
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text(DROP_IN)
     return image.without_cloud_init(layer)
+
+
+def _install(package: Path, root: Path) -> None:
+    """By the root's own dpkg; an RPM by the host's rpm, since no Debian has its dependencies."""
+    inside = root / f"spotd{package.suffix}"
+    shutil.copy(package, inside)
+    command = ["chroot", root, "dpkg", "-i", f"/{inside.name}"]
+    if package.suffix == ".rpm":
+        command = ["rpm", "--root", root, "--install", "--nodeps", inside]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{package.name} cannot be installed: {done.stdout}{done.stderr}")
+    inside.unlink()
 
 
 def put_trainer(layer: Path) -> None:
