@@ -226,6 +226,8 @@ class Demo:
             what=f"completed.json in the store\n{self.stage.story()}",
         )
         self.tell("the run is complete, and stored")
+        if alone.poll() is None:
+            self.tell("waiting for the uninterrupted training, which still has steps to do")
         try:
             alone.wait(PATIENCE)
         except subprocess.TimeoutExpired as e:
