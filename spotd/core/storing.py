@@ -84,6 +84,7 @@ def on_uploaded(t: Turn, event: on.Uploaded) -> None:
         bytes=k.size,
         sent=event.sent,
         seconds=round(event.seconds, 3),
+        **({"ahead": event.ahead} if event.ahead else {}),
         **({} if k.step is None else {"step": k.step}),
     )
     t.mark("stored")

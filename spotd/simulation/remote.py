@@ -36,9 +36,12 @@ class Part:
 class Sending:
     """The upload under way."""
 
-    __slots__ = ("action", "began", "file", "since")
+    __slots__ = ("action", "ahead", "began", "file", "since")
 
-    def __init__(self, action: do.Upload, file: File, since: float, began: float) -> None:
+    def __init__(
+        self, action: do.Upload, file: File, since: float, began: float, ahead: float = 0.0
+    ) -> None:
+        self.ahead = ahead  # bytes that had gone up while it was being written
         self.action = action
         self.file = file
         self.since = since
@@ -53,12 +56,14 @@ class Remote(Part):
         self.bucket: Bucket = daemon.world.bucket
         self.sending: Sending | None = None
         self.fetching: list[str] | None = None
+        self.ahead: tuple[str, float] | None = None  # id, and since when it goes up while it grows
 
     def drop(self) -> None:
         """The daemon is gone: what was being sent stays as parts."""
         self._note_sent()
         self.sending = None
         self.fetching = None
+        self.ahead = None
 
     def _remote(self, what: Callable[..., None], operation: str, *args: Any) -> None:
         mood = self.machine.store_mood()
@@ -124,7 +129,7 @@ class Remote(Part):
                 self._answer(0.05, on.UploadFailed(action.id, "it changed", gone=True))
                 return
         now = self.daemon.clock.mono
-        self._send(Sending(action, file, now, now))
+        self._send(Sending(action, file, now, now, self._take_over(action, file)))
 
     def _send(self, sending: Sending) -> None:
         self.sending = sending
@@ -144,7 +149,8 @@ class Remote(Part):
         """The link has changed: the rest takes as long as it takes now."""
         if self.sending is not None:
             old = self.sending
-            self._send(Sending(old.action, old.file, self.daemon.clock.mono, old.began))
+            now = self.daemon.clock.mono
+            self._send(Sending(old.action, old.file, now, old.began, old.ahead))
         if self.fetching is not None:
             self._get(self.fetching[0])
 
@@ -209,14 +215,30 @@ class Remote(Part):
             return
         self.world.oracle.stored(self.machine, action, file)
         seconds = self.daemon.clock.mono - sending.began
-        rate = file.size / seconds if seconds > 0 else None
-        self.daemon.post(on.Uploaded(action.id, file.size, file.size, seconds, rate))
+        rate = file.size / seconds if seconds > 0 and not sending.ahead else None
+        ahead = int(sending.ahead)
+        self.daemon.post(on.Uploaded(action.id, file.size, file.size, seconds, rate, ahead))
 
-    def _upload_ahead(self, _: do.UploadAhead) -> None:
-        """Nothing of it is visible or believed; a sender that never gets that far is allowed."""
+    def _upload_ahead(self, action: do.UploadAhead) -> None:
+        self.ahead = (action.id, self.daemon.clock.mono)
+        self.daemon.later(1.0, self._ahead_progress, self.ahead)
+
+    def _ahead_progress(self, ahead: tuple[str, float]) -> None:
+        if self.ahead is ahead and self.machine.store_mood() != "down":
+            self.daemon.post(on.AheadProgressed(ahead[0], int(self.bandwidth())))
 
     def _stop_ahead(self, _: do.StopAhead) -> None:
-        pass
+        self.ahead = None
+
+    def _take_over(self, action: do.Upload, file: File) -> float:
+        """What has gone up ahead need not be sent again; returns how much that is."""
+        ahead = self.ahead
+        if ahead is None or ahead[0] != action.id or self.machine.store_mood() == "down":
+            return 0.0
+        self.ahead = None
+        sent = min(file.size, (self.daemon.clock.mono - ahead[1]) * self.bandwidth())
+        self.bucket.sent[action.id] = (file.content, sent)
+        return sent
 
     def _stop_uploads(self, _: do.StopUploads) -> None:
         self._note_sent()
