@@ -22,7 +22,6 @@ VERBS = {
     "restore": "fetch and verify a checkpoint, without the daemon",
     "history": "starts, notices, checkpoints, resumes and what each cost",
     "reload": "have the running daemon take a changed configuration over",
-    "reload": "have the running daemon take a changed configuration over",
     "drill": "rehearse an interruption on the running daemon",
     "demo": "the whole story on this machine, on loopback",
     "check": "find what would go wrong before it costs money",
@@ -77,7 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; returns its exit status (contracts.md, section 2)."""
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((w for w in words if not w.startswith("-")), None)
-    options = parser(verb if verb in VERBS else None).parse_args(words)
+    if verb is not None and verb not in VERBS:
+        import difflib  # noqa: PLC0415 - only for who mistypes
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        told = f"did you mean {close[0]}?" if close else f"there are {', '.join(available())}"
+        parser().error(f"there is no verb {verb[:60]!r}; {told}")
+    options = parser(verb).parse_args(words)
     try:
         status: int = importlib.import_module(module_of(options.verb)).run(options)
     except SpotdError as e:

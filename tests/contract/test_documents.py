@@ -78,6 +78,15 @@ def test_every_verb_that_reports_can_say_it_in_json():
         assert ("--json" in words) is (verb not in of_another_kind), verb
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"), [("termniate", "did you mean terminate?"), ("xyz", "there are run, ")]
+)
+def test_a_verb_that_there_is_not_is_answered_with_the_nearest(verb, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([verb])
+    assert said in capsys.readouterr().err
+
+
 def test_the_help_of_every_verb_says_what_it_does_and_how_it_ends():
     for verb, text in cli.available().items():
         shown = cli.parser(verb)._subparsers._group_actions[0].choices[verb].format_help()
