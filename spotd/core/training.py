@@ -82,7 +82,7 @@ def on_activity(t: Turn, event: on.ActivityMeasured) -> None:
             4,
         )
         t.set_trainer(hung=True)
-        stop(t, kill_in=HUNG_GRACE)
+        stop(t, kill_in=min(HUNG_GRACE, t.policy.stop_timeout))
 
 
 def on_saves(t: Turn, event: on.SavesInProgress) -> None:

@@ -10,6 +10,8 @@ import pytest
 from ec2box import ami
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ec2box.instance import Instance
     from ec2box.training import Training
 
@@ -25,6 +27,37 @@ SECRET = """chmod 644 /etc/spotd/spotd.toml; cat >>/etc/spotd/spotd.toml <<'END'
 [notify]
 webhook_url = "https://hooks.example/T0/B0/x"
 END"""
+
+
+#: Where memory can be limited from outside: no controller reaches into the container.
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def pinch() -> Iterator[Callable[[int, int], Path]]:
+    """`pinch(pid, bytes)`: what that process takes from now on is limited; its group."""
+    if not (MEMORY / "memory.limit_in_bytes").exists():
+        pytest.skip("no memory controller of cgroup v1 here; tests/systemd/vm.py stages it")
+    groups: list[Path] = []
+
+    def pinch(pid: int, limit: int) -> Path:
+        group = MEMORY / f"spotd-tests-{os.getpid()}-{pid}"
+        group.mkdir()
+        groups.append(group)
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        (group / "cgroup.procs").write_text(str(pid))
+        return group
+
+    yield pinch
+    for group in groups:
+        for pid in (group / "cgroup.procs").read_text().split():
+            (MEMORY / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
+def oom_kills(group: Path) -> int:
+    words = (group / "memory.oom_control").read_text().split()
+    return int(words[words.index("oom_kill") + 1])
 
 
 def main_pid(instance: Instance) -> int:
@@ -127,14 +160,48 @@ def test_a_trainer_that_is_killed_is_started_again_from_its_newest_checkpoint(
     assert training.status()["counts"]["crashes"] == 1
 
 
-@pytest.mark.skipif("SPOTD_LONG" not in os.environ, reason="takes 70 s; SPOTD_LONG=1 runs it")
 def test_a_trainer_that_hangs_is_stopped_and_started_again(training: Training) -> None:
-    training.boot(trainer='progress_timeout = "3s"')
+    training.boot(trainer='progress_timeout = "3s"', interruption='stop_timeout = "1s"')
     training.until_training(30)
     training.instance.run("pkill", "-STOP", "-f", "train.py")
-    training.instance.until_event("trainer_started", 2, patience=90)
+    training.instance.until_event("trainer_started", 2)
     training.until_training()
     assert training.resumed_at()[1] >= 25
+    names = [event["SPOTD_EVENT"] for event in training.instance.events()]
+    assert names.index("trainer_hung") < names.index("trainer_killed")
+
+
+def test_a_trainer_that_runs_out_of_memory_is_started_again_from_its_newest_checkpoint(
+    training: Training, pinch: Callable[[int, int], Path]
+) -> None:
+    training.boot()
+    training.until_training(60)
+    daemon = main_pid(training.instance)
+    trainer = int(training.instance.run("pgrep", "-o", "-u", "ubuntu", "-f", "train.py"))
+    group = pinch(training.instance.outside(trainer), 64 << 20)
+    training.instance.write("/home/ubuntu/greedy", "")
+    training.instance.until_event("trainer_started", 2)
+    training.until_training()
+    assert oom_kills(group) == 1
+    assert training.resumed_at()[1] >= 50
+    assert "SIGKILL" in training.instance.events("trainer_exited")[0]["MESSAGE"]
+    assert main_pid(training.instance) == daemon
+    assert training.instance.show("spotd.service", "NRestarts")["NRestarts"] == "0"
+
+
+def test_a_daemon_that_runs_out_of_memory_comes_back_and_adopts_the_trainer(
+    training: Training, pinch: Callable[[int, int], Path]
+) -> None:
+    training.boot()
+    before = main_pid(training.instance)
+    group = pinch(training.instance.outside(before), 64 << 10)
+    training.instance.until_event("trainer_adopted")
+    training.until_training()
+    assert oom_kills(group) >= 1  # the store's worker may be the first to be taken
+    assert main_pid(training.instance) != before
+    assert len(trainers(training)) == 1
+    assert no_step_is_missing(training)
+    assert training.instance.show("spotd.service", "NRestarts")["NRestarts"] == "1"
 
 
 def test_memory_pressure_takes_neither_by_mistake(training: Training) -> None:

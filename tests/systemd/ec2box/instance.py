@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -181,6 +182,22 @@ class Instance:
         """A file of the machine, from outside; it may be off."""
         self.mount()
         return self._root / path.lstrip("/")
+
+    def outside(self, pid: int) -> int:
+        """Returns the pid by which this machine knows a process of the instance.
+
+        Raises:
+            ProcessLookupError: There is no such process.
+        """
+        namespace = Path(f"/proc/{self.leader}/ns/pid").readlink()
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                line = next(x for x in status.read_text().splitlines() if x.startswith("NSpid:"))
+                if line.split()[-1] == str(pid) and Path(status.parent, "ns/pid").readlink() == (
+                    namespace
+                ):
+                    return int(status.parent.name)
+        raise ProcessLookupError(pid)
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """`systemctl show`: properties of a unit."""

@@ -41,6 +41,14 @@ def load(path: str) -> int:
         return int(archive.read("archive/data.pkl"))
 
 
+def take_all_memory(asked: Path) -> None:
+    """Takes memory until somebody ends it: the next trainer starts with a clean plate."""
+    asked.unlink()
+    taken = []
+    while True:
+        taken.append(b"x" * (8 << 20))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -61,6 +69,8 @@ def main() -> None:
             time.sleep(STEP_SECONDS)
             log.write(f"{step} {os.getpid()} {begin}\n")
             log.flush()
+            if (chosen.folder.parent / "greedy").exists():
+                take_all_memory(chosen.folder.parent / "greedy")
             if step % SAVE_EVERY == 0 or stop or step == chosen.steps:
                 save(chosen.folder, step)
             if stop:
