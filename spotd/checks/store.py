@@ -42,7 +42,10 @@ def probe(around: Surroundings) -> list[Finding]:
     settings = around.settings
     found = []
     if settings.store.url.startswith("s3://"):
-        credentials = find_credentials()
+        try:
+            credentials = find_credentials()
+        except SpotdError as error:
+            return [failed("credentials", error.message, error.hint)]
         found.append(judge_credentials(credentials))
         if credentials is None:
             return found
@@ -60,10 +63,20 @@ def probe(around: Surroundings) -> list[Finding]:
 
 
 def find_credentials() -> Credentials | None:
-    """Where the AWS credentials are from; None: there are none. Never what they are."""
-    import botocore.session  # noqa: PLC0415 - tens of MiB
+    """Where the AWS credentials are from; None: there are none. Never what they are.
 
-    held = botocore.session.get_session().get_credentials()
+    Raises:
+        SpotdError: The AWS configuration that would say so is wrong.
+    """
+    import botocore.session  # noqa: PLC0415 - tens of MiB
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+
+    from spotd.shell.account import misconfigured  # noqa: PLC0415
+
+    try:
+        held = botocore.session.get_session().get_credentials()
+    except BotoCoreError as error:
+        raise misconfigured(error) from error
     if held is None:
         return None
     method = str(held.method)

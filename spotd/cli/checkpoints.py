@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
             }
         )  # fmt: skip
     else:
-        print(render(rows) if rows else "no checkpoint on the disk or in the store")
+        where = "on the disk or in the store" if trouble is None else "on the disk"
+        print(render(rows) if rows else f"no checkpoint {where}")
         if trouble is not None:
             print(f"the store does not answer: {readable(str(trouble))}", file=sys.stderr)
     return EXIT_DONE if trouble is None else EXIT_UNAVAILABLE

@@ -9,7 +9,7 @@ from spotd.config.launch import GIB, IMAGES
 from spotd.ec2.plan import RUN_TAG, Image
 from spotd.ec2.problems import Refused, refused, unreachable
 from spotd.errors import SpotdError
-from spotd.shell.account import client
+from spotd.shell.account import client, misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,11 +59,14 @@ def asked(action: str, resource: str, function: Callable[[], _T]) -> _T:
         told = error.response.get("Error", {})
         code, message = str(told.get("Code", "")), str(told.get("Message", ""))
         raise refused(code, message, action, resource) from error
-    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
-            exceptions.CredentialRetrievalError, exceptions.ProfileNotFound,
-            exceptions.TokenRetrievalError) as error:  # fmt: skip
+    except (
+        exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError,
+    ) as error:  # fmt: skip
         hint = "aws configure, AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise SpotdError("there are no AWS credentials", hint=hint) from error
+    except (exceptions.ProfileNotFound, exceptions.ConfigParseError) as error:
+        raise misconfigured(error) from error
     except exceptions.ParamValidationError as error:
         raise SpotdError(f"{action} cannot be asked for: {error}") from error
     except (exceptions.BotoCoreError, OSError) as error:

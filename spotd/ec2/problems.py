@@ -65,8 +65,8 @@ def refused(code: str, message: str, action: str, resource: str) -> Refused:
         resource: What it is done to, as a policy names it.
     """
     text = " ".join(message.split())
-    if code in _DENIED:
-        told = _TOLD.search(text)
+    told = _TOLD.search(text)
+    if code in _DENIED or told:  # whatever an endpoint in between makes of the code
         lacking = told["action"] if told else action
         where = (told["resource"] if told else None) or resource
         return Denied(

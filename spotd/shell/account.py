@@ -45,11 +45,11 @@ def client(service: str, region: str | None) -> Any:
     """Returns a boto3 client that gives up within a minute.
 
     Raises:
-        SpotdError: There is no region to ask in.
+        SpotdError: There is no region to ask in, or the AWS configuration is wrong.
     """
     import boto3  # noqa: PLC0415 - tens of MiB
+    from botocore import exceptions  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
-    from botocore.exceptions import NoRegionError  # noqa: PLC0415
 
     config = Config(
         connect_timeout=CONNECT_TIMEOUT,
@@ -59,11 +59,21 @@ def client(service: str, region: str | None) -> Any:
     try:
         # A session of its own: the default one would keep the first credentials it found.
         return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
-    except NoRegionError:
+    except exceptions.NoRegionError:
         raise SpotdError(
             "it is not known which AWS region to ask",
             hint="set store.region, or AWS_DEFAULT_REGION",
         ) from None
+    except (exceptions.BotoCoreError, ValueError) as error:
+        raise misconfigured(error) from error
+
+
+def misconfigured(error: Exception) -> SpotdError:
+    """The problem behind an AWS configuration that boto3 cannot work with."""
+    return SpotdError(
+        f"the AWS configuration cannot be used: {' '.join(str(error).split())[:200]}",
+        hint="check AWS_PROFILE (aws configure list-profiles), region and AWS_ENDPOINT_URL",
+    )
 
 
 def call(action: str, resource: str, function: Callable[[], _T]) -> _T:
