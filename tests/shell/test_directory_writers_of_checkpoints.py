@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from directory_kit import Nursery, a_world
+from directory_kit import Nursery, a_world, eventually
 
 from spotd.core.events import CheckpointSeen, SavesInProgress
 
@@ -286,3 +287,18 @@ def test_logs_and_settings_beside_checkpoints_are_no_checkpoints(world):
         (world.path / name / "events.out.tfevents.1").write_text("x")
     inventory = world.inspect()
     assert (inventory.checkpoints, inventory.torn) == ((), ())
+
+
+def test_only_what_a_power_cut_can_have_torn_is_read_to_the_end(nursery, world, monkeypatch):
+    monkeypatch.setattr("spotd.shell.directory.inspecting.ON_THE_PLATTER", 0.05)
+    for name in ("a-1.pt", "b-2.pt"):
+        path = world.path / name
+        assert nursery.save("torch", path) == 0
+        data = bytearray(path.read_bytes())
+        data[len(data) * 2 // 5] ^= 1
+        path.write_bytes(data)
+        written = path.stat().st_ctime
+        eventually(lambda at=written: time.time() > at + 0.1)
+    inventory = world.inspect(contents=True)
+    assert world.names(inventory) == {"a-1.pt"}
+    assert [name for name, _ in inventory.torn] == ["b-2.pt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from spotd.shell.directory.parts import Parts
 
 _MAX_REMEMBERED = 1000
+# The kernel writes what is dirty within a minute (vm.dirty_expire_centisecs: 30 s), so that a
+# power cut tears what was written just before it, which is not long before the newest.
+ON_THE_PLATTER = 900.0  # seconds
 
 
 class Inspecting:
@@ -81,11 +85,14 @@ class Inspecting:
         held: list[HeldCheckpoint],
         trusted: frozenset[str],
     ) -> LocalInventory:
-        """In the worker for the disk: newest first, since that is the one waited for."""
+        """In the worker for the disk: what a power cut can have torn, newest first."""
         good, bad = [], list(torn)
+        written = {checkpoint.name: _written(root, checkpoint.name) for checkpoint in whole}
+        now = time.time()  # a clock that was ahead once must not make all the others old
+        since = max((at for at in written.values() if at <= now), default=0.0) - ON_THE_PLATTER
         for checkpoint in sorted(whole, key=lambda c: c.mtime_ns, reverse=True):
             reason = ""
-            if checkpoint.fingerprint not in trusted:
+            if checkpoint.fingerprint not in trusted and written[checkpoint.name] >= since:
                 reason = self._damage(root, checkpoint.name)
             if reason:
                 bad.append((checkpoint.name, reason))
@@ -194,3 +201,11 @@ class Inspecting:
             self._parts.trash.empty(root)
         finally:
             os.close(root)
+
+
+def _written(root: int, name: str) -> float:
+    """When an entry was last changed (wall clock); ctime, which nobody can set back."""
+    try:
+        return max((file.ctime for file in snapshot(root, name).files), default=0.0)
+    except OSError:
+        return float("inf")  # looked at again, and then it is said what is wrong
