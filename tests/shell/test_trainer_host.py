@@ -15,7 +15,7 @@ import pytest
 from hosting import RUN, Hosted, alive, wait_for
 
 from spotd.core import actions, events
-from spotd.shell.trainer import proc, watching
+from spotd.shell.trainer import output, proc, watching
 
 
 @pytest.fixture
@@ -216,6 +216,32 @@ def test_a_log_past_its_size_is_rotated_at_the_next_start(hosted):
     hosted.exited()
     assert (directory / "trainer.log").read_text() == "new\n"
     assert (directory / "trainer.log.1").exists()
+
+
+def test_a_log_is_bounded_while_the_trainer_writes_it(hosted, monkeypatch):
+    monkeypatch.setattr(output, "LARGEST_LOG", 100_000)
+    monkeypatch.setattr(watching, "_SWEEP_YOUNG", 0.02)
+    hosted.use("sh", "-c", "while :; do seq 1000; [ -e enough ] && break; done; echo the end")
+    directory = hosted.directory / "state" / RUN
+    hosted.start()
+    wait_for((directory / "trainer.log.1").exists)
+    wait_for(lambda: (directory / "trainer.log").stat().st_size < 100_000)
+    (hosted.work / "enough").touch()
+    assert hosted.exited().last_lines[-1] == "the end"
+    assert stat.S_IMODE((directory / "trainer.log.1").stat().st_mode) & 0o007 == 0
+
+
+def test_a_log_is_cut_at_no_line_that_was_written_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "LARGEST_LOG", 1000)
+    log = tmp_path / "trainer.log"
+    log.write_bytes(b"x" * 1001)
+    with log.open("ab") as trainer:
+        output.bound(f"file:{log}")
+        trainer.write(b"goes on\n")
+    assert log.read_bytes() == b"goes on\n"
+    assert (tmp_path / "trainer.log.1").read_bytes() == b"x" * 1001
+    output.bound("journal:whatever")
+    output.bound(f"file:{tmp_path / 'not there'}")
 
 
 # --- what cannot be started ------------------------------------------------------------

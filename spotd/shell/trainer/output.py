@@ -2,11 +2,14 @@
 
 It never passes through the daemon, so that it outlives it: straight to the journal where
 journald runs (a stream of its own, as systemd opens one for a service; the header is
-that of sd-journal's sd_journal_stream_fd), else to a file.
+that of sd-journal's sd_journal_stream_fd), else to a file. That file is bounded: what is in
+it moves to `trainer.log.1`, which is replaced, and the trainer goes on in the same file,
+which it has open for appending.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -18,7 +21,8 @@ from pathlib import Path
 LINES = 20
 _JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 _JOURNAL_SECONDS = 3.0
-_LARGEST_LOG = 64 * 1024 * 1024
+LARGEST_LOG = 64 * 1024 * 1024
+_CHUNK = 16 * 1024 * 1024
 _TAIL = 16 * 1024
 _LONGEST_LINE = 500
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -44,7 +48,7 @@ def open_output(identifier: str, directory: Path, group: int | None) -> Output:
 
     Args:
         identifier: What `journalctl -t` is asked for.
-        directory: For the log file; rotated here, and only here, past 64 MiB.
+        directory: For the log file; `bound` keeps it from growing past 64 MiB.
         group: May read the log file.
 
     Raises:
@@ -54,16 +58,52 @@ def open_output(identifier: str, directory: Path, group: int | None) -> Output:
     if stream is not None:
         return Output(stream, f"journal:{identifier}", time.time())
     path = directory / "trainer.log"
-    try:
-        if path.lstat().st_size > _LARGEST_LOG:
-            path.rename(path.with_name("trainer.log.1"))
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(OSError):  # a full disk: the trainer itself will meet it
+        bound(f"file:{path}")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o640)
     if group is not None:
         os.fchown(descriptor, -1, group)
     return Output(descriptor, f"file:{path}", os.fstat(descriptor).st_size)
+
+
+def bound(name: str) -> None:
+    """Moves the content of a log that has grown past 64 MiB aside; a journal bounds itself.
+
+    What the trainer writes in the microseconds between the last read and the cut is lost, and
+    what is past twice that size: it writes faster than a disk.
+
+    Raises:
+        OSError: It cannot be moved; the log is as it was.
+    """
+    kind, _, where = name.partition(":")
+    if kind != "file":
+        return
+    try:
+        log = os.open(where, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        status = os.fstat(log)
+        if status.st_size <= LARGEST_LOG:
+            return
+        older = Path(where).with_name(Path(where).name + ".1")
+        older.unlink(missing_ok=True)  # first: two of them are room enough
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        copy = os.open(older, flags, status.st_mode & 0o777)
+        try:
+            os.fchown(copy, -1, status.st_gid)
+            offset = 0
+            while offset < 2 * LARGEST_LOG and (sent := os.sendfile(copy, log, offset, _CHUNK)):
+                offset += sent
+            os.ftruncate(log, 0)
+        except OSError:
+            older.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(copy)
+    finally:
+        os.close(log)
 
 
 def last_lines(name: str, begins: float) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from spotd.core import events
 from spotd.shell.trainer import evidence, proc
-from spotd.shell.trainer.output import last_lines
+from spotd.shell.trainer.output import bound, last_lines
 from spotd.shell.wake import Wake
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Running:
     _wake: Wake = field(default_factory=Wake)
     _memory: evidence.Memory | None = None
     _status: int | None = None
+    _unbounded: bool = False  # its log cannot be moved aside, and that has been said
 
     def follow(self) -> None:
         """Starts to follow it."""
@@ -116,6 +117,16 @@ class Running:
                 self._reap()
             if self._killing.is_set():
                 self.tree.kill()
+            else:
+                self._bound_output()
+
+    def _bound_output(self) -> None:
+        try:
+            bound(self.record.output)
+        except OSError as error:
+            if not self._unbounded:
+                log.warning("the trainer's log grows on: %s", error.strerror or error)
+            self._unbounded = True
 
     def _end_the_rest(self) -> int:
         """Nothing may be left behind. Returns how many had to be killed."""
