@@ -249,6 +249,11 @@ _TABLE = (
         ),
     ),
     (
+        "ranks_apart",
+        "Each rank saves a file of its own",
+        "Only the newest file is stored. Let all ranks save into a directory for each checkpoint.",
+    ),
+    (
         "runtime_lost",
         "The runtime directory was emptied",
         "Somebody removed paths.runtime or what was in it. spotd makes its sockets anew at once.",

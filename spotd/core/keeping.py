@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.checkpoint import LocalCheckpoint, checkpoint_id, parse_checkpoint_id
+from spotd.core.names import without_rank
 from spotd.core.resume import is_newer, newest
 from spotd.core.state import Known, newest_known
 from spotd.core.words import megabytes
@@ -142,7 +143,28 @@ def register(t: Turn, c: LocalCheckpoint, *, new: bool = True) -> Known | None:
         **({} if k.step is None else {"step": k.step}),
     )
     t.mark("saved")
+    _look_for_ranks(t, k)
     return k
+
+
+def _look_for_ranks(t: Turn, k: Known) -> None:
+    """Said once: nothing tells how many ranks there are, so parts are not put together."""
+    common = without_rank(k.name)
+    if common is None or t.state.ranks_apart:
+        return
+    other = next(
+        (o for o in t.state.known if o.name != k.name and without_rank(o.name) == common), None
+    )
+    if other is not None:
+        t.set(ranks_apart=True)
+        t.announce(
+            "ranks_apart",
+            f"{other.name} and {k.name} look like parts of one checkpoint, a file for each rank: "
+            "each counts as a whole one here, and only the newest is stored. Have all ranks save "
+            "into one directory for each checkpoint",
+            4,
+            checkpoint=k.id,
+        )
 
 
 def _note_save(t: Turn) -> None:

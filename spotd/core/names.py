@@ -69,3 +69,15 @@ def final_name(name: str) -> str | None:
             usable = not found.startswith(".") and not is_temporary(found)
             return found if usable and re.search(r"[0-9.]", found) else None
     return None
+
+
+_RANK = re.compile(r"(?<![a-z])rank[_-]?\d+", re.IGNORECASE)
+
+
+def without_rank(name: str) -> str | None:
+    """Returns what the files of all ranks have in common; None when the name has no rank.
+
+    Composer's `ep1-ba20-rank0.pt` and `ep1-ba20-rank1.pt`, say.
+    """
+    common, found = _RANK.subn("rank", name)
+    return common if found else None

@@ -312,6 +312,7 @@ class State:
     directory_trouble: str = ""
     writing: tuple[str, ...] = ()
     older_on_disk: bool = False
+    ranks_apart: bool = False  # files of several ranks were seen, and that has been said
     measure_at: float | None = None
     persisted_at: float = 0.0
     saved_at: float | None = None  # mono: when the newest checkpoint of this trainer was seen
