@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LONGEST = 4096  # bytes of a request
 MOST = 32  # connections at once; the oldest one that waits for no answer goes
+TURN = 0.02  # seconds between two tries to be heard in a crowd
 LOOK = 10.0  # seconds between two looks whether the socket is still there
 _UCRED = struct.Struct("3i")
 
@@ -260,6 +261,20 @@ class ControlServer:
         return uid
 
 
+def _connect(connection: socket.socket, path: Path, timeout: float | None) -> None:
+    """Waits its turn where many ask at once: unix(7) refuses at once instead of waiting."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:  # noqa: PERF203 - it waits
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+            time.sleep(TURN)
+        else:
+            return
+
+
 def ask(path: Path, verb: str, timeout: float | None = 10.0) -> Iterator[dict[str, Any]]:
     """Asks the daemon; yields its answers, the last with `final` true.
 
@@ -275,7 +290,7 @@ def ask(path: Path, verb: str, timeout: float | None = 10.0) -> Iterator[dict[st
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(str(path))
+            _connect(connection, path, timeout)
             connection.sendall(json.dumps({"verb": verb}).encode() + b"\n")
         except OSError as e:
             raise UnavailableError(
