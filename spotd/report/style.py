@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --ink: #1d2126; --soft: #5d6670; --rule: #e2e5e9;
   --up: #c3cdd9; --trained: #2a6fdb; --notice: #c8321f; --kept: #1d7f4e; --again: #c8321f;
+  --shade: rgb(0 0 0 / .18);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171b; --card: #1c2025; --ink: #e7eaee; --soft: #9aa4af; --rule: #2e343b;
     --up: #414c59; --trained: #5f9cff; --notice: #ff7a66; --kept: #4cc38a; --again: #ff7a66;
+    --shade: rgb(255 255 255 / .22);
   }
 }
 * { box-sizing: border-box; }
@@ -49,7 +51,12 @@ svg .name { fill: var(--ink); }
 .legend svg { display: inline-block; width: 18px; height: 12px; vertical-align: -1px;
   margin-right: 6px; }
 .narrow { display: none; }
-.scroll { overflow-x: auto; }
+/* A shade at the edge beyond which there are more columns; the covers move with the table. */
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, var(--card) 50%, transparent) 0 0 / 32px 100% no-repeat local,
+  linear-gradient(to left, var(--card) 50%, transparent) 100% 0 / 32px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) 0 0 / 14px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) 100% 0 / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--rule);
