@@ -135,11 +135,12 @@ class Disk:
                 good.append(file.seen())
             elif settled:
                 torn.append((file.name, "no end record" if file.torn else "wrong CRC"))
-        held = [
-            HeldCheckpoint(checkpoint_id, file.seen())
-            for checkpoint_id, file in self.holds.items()
-            if not (file.torn or (contents and file.garbled and file.fingerprint not in trusted))
-        ]
+        for checkpoint_id, file in list(self.holds.items()):
+            if file.torn or (contents and file.garbled and file.fingerprint not in trusted):
+                del self.holds[checkpoint_id]
+                if file not in self.files.values():
+                    self.aside.setdefault(file.name, file)
+        held = [HeldCheckpoint(i, file.seen()) for i, file in self.holds.items()]
         return LocalInventory(tuple(good), tuple(torn), tuple(held))
 
     def power_cut(

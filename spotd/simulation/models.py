@@ -52,11 +52,16 @@ class TrainerModel:
 
 @dataclass(frozen=True, slots=True)
 class StoreModel:
-    """The bucket and the way to it; seconds, bytes per second."""
+    """The bucket and the way to it; seconds, bytes per second.
+
+    `down_seconds`: until a question to a store that is down has failed; at once where
+    connections are refused, seconds later where nothing answers.
+    """
 
     latency: float = 0.2
     bandwidth: float = 100e6
     lease_seconds: float = 60.0
+    down_seconds: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)

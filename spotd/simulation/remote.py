@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spotd.simulation.machine import Machine
     from spotd.simulation.world import World
 
-DOWN_SECONDS = 3.0  # until a store that does not answer counts as failed
+PATIENCE = 60.0  # seconds until a transfer in peace says that it does not come on
 SLOW = 30.0  # a slow store takes so many times as long
 
 
@@ -68,7 +68,8 @@ class Remote(Part):
     def _remote(self, what: Callable[..., None], operation: str, *args: Any) -> None:
         mood = self.machine.store_mood()
         if mood == "down":
-            self._answer(DOWN_SECONDS, on.StoreFailed(operation, "connection timed out"))
+            seconds = self.bucket.model.down_seconds
+            self._answer(seconds, on.StoreFailed(operation, "connection timed out"))
             return
         slow = SLOW if mood == "slow" else 1.0
         self.daemon.later(self.bucket.model.latency * slow, what, *args)
@@ -134,7 +135,8 @@ class Remote(Part):
     def _send(self, sending: Sending) -> None:
         self.sending = sending
         if self.machine.store_mood() == "down":
-            self.daemon.later(DOWN_SECONDS, self._upload_fails, self.sending)
+            if not sending.action.urgent:  # else it is tried until it is stopped
+                self.daemon.later(PATIENCE, self._upload_fails, self.sending)
             return
         seconds = self.bucket.model.latency + self._missing(self.sending) / self.bandwidth()
         if seconds > 10.0:  # noqa: PLR2004 - progress is worth a line
@@ -251,7 +253,7 @@ class Remote(Part):
     def _get(self, checkpoint_id: str) -> None:
         self.fetching = fetching = [checkpoint_id]
         if self.machine.store_mood() == "down":
-            self.daemon.later(DOWN_SECONDS, self._fetch_fails, fetching)
+            self.daemon.later(PATIENCE, self._fetch_fails, fetching)
             return
         stored = self.bucket.manifests.get(checkpoint_id)
         size = 0 if stored is None else stored.manifest.size

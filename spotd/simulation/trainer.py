@@ -32,6 +32,7 @@ class Trainer:
         self.saving = False
         self.saved_step = -1
         self.stopping = False
+        self.ending = False
         self.writing: File | None = None
         self._step = 0
         self._since = 0.0
@@ -52,7 +53,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """The step it has finished."""
-        if not self.ready or self.saving or self.hung or self.stopping:
+        if not self.ready or self.saving or self.hung or self.stopping or self.ending:
             return self._step
         return self._step + int(
             (self.machine.clock.mono - self._since) / self.model.step_seconds + 1e-9
@@ -79,13 +80,21 @@ class Trainer:
             self._since = self.machine.clock.mono
             self._after(2.0, self.end, 1, None, f"loss is nan after {name}")
             return
+        self.machine.clock.after(self.model.step_seconds, self._first_step)
         self._go_on()
+
+    def _report(self, step: int) -> None:
+        """Says on SPOTD_SOCKET how far it is; between two saves nobody needs to hear it."""
+        if self.model.reports:
+            self._tell(on.TrainerReported(step=step, total_steps=self.model.total_steps))
+
+    def _first_step(self) -> None:
+        if self.alive and self.step > self.saved_step and not self.hung:
+            self._report(self.step)
 
     def _go_on(self) -> None:
         model = self.model
         self._since = self.machine.clock.mono
-        if model.reports:
-            self._tell(on.TrainerReported(step=self._step, total_steps=model.total_steps))
         target = (self._step // model.save_every + 1) * model.save_every
         skipped = self._skipped(target)
         if skipped:
@@ -110,6 +119,7 @@ class Trainer:
     def _skip(self, steps: int) -> None:
         self._step += steps
         self.saved_step = self._step
+        self._report(self._step)
         self._go_on()
 
     def _arrive(self, step: int) -> None:
@@ -122,6 +132,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         model = self.model
         self._step = step
+        self._report(step)
         self.saving = True
         disk = self.machine.disk
         name = model.name(step)
@@ -154,10 +165,12 @@ class Trainer:
             self.machine.watch(on.SavesInProgress(()), 0.0)
             self.machine.watch_whole(file)
             self._rotate()
-        if self.stopping:
-            self.end(status=model.exit_status)
-        elif model.total_steps is not None and step >= model.total_steps:
-            self.end(status=0)
+        finished = model.total_steps is not None and step >= model.total_steps
+        if self.stopping or finished:
+            # Long enough for the watcher to have seen the checkpoint first, or not.
+            seconds = EXIT_SECONDS * self.machine.world.noise()
+            self.ending = True
+            self._after(seconds, self.end, model.exit_status if self.stopping else 0)
         else:
             self._go_on()
 
@@ -176,7 +189,7 @@ class Trainer:
         caught = self.model.catches if purpose == "stop" else self.model.catches_request
         if not (self.alive and self.ready and caught):
             return ()
-        if self.hung or self.stopping:
+        if self.hung or self.stopping or self.ending:
             return (self.pid,)
         step = self.step
         if purpose == "stop":
@@ -203,6 +216,8 @@ class Trainer:
         if not self.alive:
             return
         self.machine.world.oracle.ended(self.machine, self)
+        if self.ready and self.step > self.saved_step:
+            self._report(self.step)  # the last step it said counts, and it said that before
         self.alive = False
         self.machine.unsaved = self.step - self.saved_step
         self.machine.trainer = None

@@ -43,6 +43,7 @@ def schedule_from(seed: int) -> Schedule:
             latency=random.choice((0.05, 0.2, 2.0)),
             bandwidth=random.choice((2e6, 10e6, 100e6, 1e9)),
             lease_seconds=random.choice((60.0, 600.0, 600.0)),
+            down_seconds=(0.3, 3.0, 5.0)[seed % 3],
         ),
         hold=random.choice(("copy", "copy", "link", "none"))
         if trainer.writes != "in-place"

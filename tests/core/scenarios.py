@@ -534,6 +534,16 @@ story(
     trainer={"searches": True},
 )
 story(
+    "power-cut-garbles-what-is-held",
+    "A held checkpoint turns out to be garbage after a power cut: it is not resumed from later "
+    "in that boot either (seed 128027)",
+    [(119.3, "cut"), (240, "oom")],
+    both(resumed(0, 0, 0), said("checkpoint_rejected")),
+    fate=garble_everything,
+    hold="link",
+    trainer={"size": 1_000_000_000},
+)
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
@@ -861,7 +871,7 @@ story(
 story(
     "drill-becomes-real",
     "A notice comes during a drill",
-    [(160, "drill"), (161, "notice")],
+    [(162, "drill"), (163, "notice")],
     both(completed, replied(False, "became real"), no_step_lost),
 )
 story(
