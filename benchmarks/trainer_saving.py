@@ -110,12 +110,12 @@ def blocked(options, directory: Path) -> None:
             session.save()
             stood = time.perf_counter() - began
             waits: list[float] = []
-            real = session._meter.waited
-            session._meter.waited = lambda s, w=waits, r=real: (w.append(s), r(s))
+            real = session._schedule.meter.waited
+            session._schedule.meter.waited = lambda s, w=waits, r=real: (w.append(s), r(s))
             began = time.perf_counter()
             one_step(model, optimizer, x)
             beside.append(time.perf_counter() - began - sum(waits))
-            session._meter.waited = real
+            session._schedule.meter.waited = real
             session.advance()
             session._saver.wait()
             if turn:
@@ -204,10 +204,10 @@ def step_time(options, directory: Path) -> None:
             path = session.last_checkpoint
             if path is not None:
                 saves = max(saves, 1 + (path.name != "step-00000001.pt"))
-                if session._cost is not None:
+                if session._schedule.cost is not None:
                     break
-        interval = session._interval.seconds(session._cost)
-        print(f"  {session._interval.reasoning(session._cost)}", flush=True)
+        interval = session._schedule.interval.seconds(session._schedule.cost)
+        print(f"  {session._schedule.interval.reasoning(session._schedule.cost)}", flush=True)
         window = min(interval, 20.0)
         for turn in range(options.turns):
             means = {}
@@ -215,7 +215,7 @@ def step_time(options, directory: Path) -> None:
                 session._save_every = "auto" if kind == "on" else None
                 session._saver.wait()
                 # A window with exactly one save in it, of an interval that may be minutes.
-                session._last_save = time.monotonic() - interval + window / 4
+                session._schedule.last_save = time.monotonic() - interval + window / 4
                 began, count = time.perf_counter(), 0
                 while time.perf_counter() - began < window:
                     one_step(model, optimizer, x)

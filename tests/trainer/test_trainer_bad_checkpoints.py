@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import zipfile
@@ -9,10 +10,13 @@ import zipfile
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from trainer_support import Net, digest
 
 from spotd_trainer import CheckpointError, Loader, Session, TornCheckpointError, newest_checkpoint
-from spotd_trainer.archive import FORMAT, LIBRARY
+from spotd_trainer import whole as whole_module
+from spotd_trainer.archive import FORMAT, LIBRARY, read_archive, write_archive
+from spotd_trainer.files import set_aside
 
 
 def make(width: int = 8):
@@ -167,6 +171,189 @@ def test_extra_state_that_is_missing_is_named(tmp_path):
     assert error.key == "extra.ema"
 
 
+def test_extra_state_that_is_not_asked_for_is_not_dropped_in_silence(tmp_path, caplog):
+    newest = saved(tmp_path, extra={"ema": Net()})
+    resumed(tmp_path, *make())
+    assert f"{newest}: extra.ema is not asked for" in caplog.text
+
+
+def test_extra_weights_of_another_shape_are_refused_before_any_of_them_is_loaded(tmp_path):
+    saved(tmp_path, extra={"ema": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))})
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    before = digest(other)
+    error = refused(tmp_path, *make(), extra={"ema": other})
+    assert error.key == "extra.ema.1.weight"
+    assert digest(other) == before
+
+
+@pytest.mark.parametrize("key", ["step", "types", "scaler", "model", "ranks"])
+def test_a_key_that_is_missing_is_named_and_nothing_is_touched(tmp_path, key):
+    path = saved(tmp_path)
+    change(path, lambda state: state.pop(key))
+    error = refused(tmp_path, *make())
+    assert (error.path, error.key) == (str(path), key)
+
+
+def test_a_file_that_the_disk_cannot_read_is_torn_and_one_that_is_forbidden_is_not(
+    tmp_path, monkeypatch
+):
+    newest = saved(tmp_path)
+    real = whole_module.read_archive
+
+    def failing(number):
+        def read(path):
+            if path == newest:
+                raise OSError(number, os.strerror(number))
+            return real(path)
+
+        return read
+
+    monkeypatch.setattr(whole_module, "read_archive", failing(errno.EACCES))
+    assert "cannot be read: Permission denied" in str(refused(tmp_path, *make()))
+    monkeypatch.setattr(whole_module, "read_archive", failing(errno.EIO))
+    assert resumed(tmp_path, *make()).step == 2
+
+
+def test_any_byte_that_changes_is_found_or_harmless(tmp_path):
+    path = tmp_path / "step-00000001.pt"
+    write_archive(path, {"library": LIBRARY, "format": FORMAT, "x": torch.arange(4)})
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            state = read_archive(path)
+        except TornCheckpointError:
+            continue
+        assert torch.equal(state["x"], torch.arange(4)), place
+
+
+def names_in(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("why", ["torn", "gone back"])
+def test_later_checkpoints_a_run_does_not_go_on_from_never_push_out_its_own(tmp_path, why, caplog):
+    newest = saved(tmp_path)
+    if why == "torn":
+        os.truncate(newest, 100)
+    model, optimizer = make()
+    back = tmp_path / "step-00000001.pt"
+    named = {"resume_from": back} if why == "gone back" else {}
+    with Session(model, optimizer, directory=tmp_path, save_every=1, keep=1, **named) as session:
+        step(model, optimizer)
+        session.advance()
+    assert session.step == (3 if why == "torn" else 2)
+    assert session.last_checkpoint.exists()
+    assert names_in(tmp_path) == [".aside", session.last_checkpoint.name]
+    assert "step-00000003.pt" in names_in(tmp_path / ".aside")
+    assert "set aside" in caplog.text
+    # Started again without being told, it goes on the same way.
+    assert resumed(tmp_path, *make()).step == session.step
+
+
+def test_a_name_that_is_taken_aside_gets_a_number(tmp_path):
+    for _ in range(3):
+        (tmp_path / "step-00000009").mkdir()
+        set_aside(tmp_path, 8)
+    names = ["step-00000009", "step-00000009~2", "step-00000009~3"]
+    assert names_in(tmp_path / ".aside") == names
+
+
+def test_started_again_within_one_attempt_it_goes_on_from_what_that_attempt_saved(
+    tmp_path, monkeypatch
+):
+    """By torchrun's --max-restarts or a shell's loop, whose variables are still the old ones."""
+    monkeypatch.setenv("SPOTD_ATTEMPT", "4")
+    saved(tmp_path)
+    monkeypatch.setenv("SPOTD_RESUME_FROM", str(tmp_path / "step-00000001.pt"))
+    assert resumed(tmp_path, *make()).step == 3
+    monkeypatch.setenv("SPOTD_ATTEMPT", "5")
+    assert resumed(tmp_path, *make()).step == 1
+
+
+def trained(directory, loader, steps):
+    model, optimizer = make()
+    with Session(
+        model, optimizer, loader=loader, directory=directory, total_steps=steps
+    ) as session:
+        for _ in session:
+            step(model, optimizer)
+            session.advance()
+    return session
+
+
+def test_a_plain_loader_of_another_length_is_refused(tmp_path):
+    trained(tmp_path, DataLoader(torch.ones(40, 4), 4), 7)
+    error = refused(tmp_path, *make(), loader=DataLoader(torch.ones(20, 4), 4))
+    assert error.key == "loader"
+    assert "batches in an epoch: expected 5, found 10" in str(error)
+
+
+def test_a_loader_without_a_length_that_ends_too_early_says_so(tmp_path):
+    class Stream(IterableDataset):
+        def __init__(self, length):
+            self.length = length
+
+        def __iter__(self):
+            return iter(torch.ones(self.length, 4))
+
+    trained(tmp_path, DataLoader(Stream(40), 4), 7)
+    with pytest.raises(RuntimeError, match="ended epoch 0 after 5 batches, of which 7"):
+        trained(tmp_path, DataLoader(Stream(20), 4), 8)
+
+
+def test_a_model_without_values_is_refused_at_once(tmp_path):
+    with torch.device("meta"):
+        model = Net()
+    with pytest.raises(ValueError, match=r"model\.inner\.weight is on the meta device"):
+        Session(model, directory=tmp_path)
+
+
+class Holder:
+    def __init__(self, state) -> None:
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"a": torch.ones(2, device="meta")}, r"extra\.x\.a: a tensor on the meta device"),
+        ({"a": [torch.eye(2).to_sparse()]}, r"extra\.x\.a\[0\]: a tensor that is sparse"),
+        ({"a": {frozenset((1,)): 2}}, r"extra\.x\.a: as a key, a frozenset cannot be saved"),
+        ({"a": {(1, object): 2}}, r"extra\.x\.a: as a key, a tuple cannot be saved"),
+    ],
+)
+def test_what_would_not_come_back_is_refused_at_save_time(tmp_path, state, problem):
+    with (
+        pytest.raises(TypeError, match=problem),
+        Session(*make(), directory=tmp_path, extra={"x": Holder(state)}) as session,
+    ):
+        session.advance()
+
+
+def test_every_kind_of_plain_value_and_key_comes_back(tmp_path):
+    state = {
+        None: (1.5, [True]), 2.5: torch.bfloat16, b"k": torch.device("cpu"), (1, "a"): 2**200,
+        torch.int8: torch.Size([3]), "empty": torch.empty(0), "of much": torch.arange(9)[2:3],
+    }  # fmt: skip
+    saved(tmp_path, extra={"x": Holder(state)})
+    back = Holder({})
+    resumed(tmp_path, *make(), extra={"x": back})
+    tensors = {"empty", "of much"}
+    assert {k: v for k, v in back.state.items() if k not in tensors} == {
+        k: v for k, v in state.items() if k not in tensors
+    }
+    assert torch.equal(back.state["of much"], torch.tensor([2]))
+
+
 def test_a_foreign_checkpoint_is_refused_and_says_what_it_holds(tmp_path):
     path = tmp_path / "step-00000005.pt"
     torch.save({"epoch": 3, "state_dict": Net().state_dict()}, path)
@@ -273,6 +460,13 @@ def test_newest_checkpoint_passes_over_what_is_torn(tmp_path):
 def test_newest_checkpoint_wants_the_file_that_the_hf_trainer_writes_last(tmp_path):
     for name in ("checkpoint-50", "checkpoint-100", "checkpoint-150"):
         (tmp_path / name).mkdir()
+    for name, size in (("checkpoint-50", 16), ("checkpoint-80", 15)):
+        # A power cut after the last file was written: it syncs none.
+        (tmp_path / name).mkdir(exist_ok=True)
+        header = b'{"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}'
+        weights = len(header).to_bytes(8, "little") + header + bytes(size)
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    (tmp_path / "checkpoint-80" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-50" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-100" / "trainer_state.json").write_text('{"global_step": 10')
     assert newest_checkpoint(tmp_path).name == "checkpoint-50"

@@ -48,6 +48,35 @@ def test_the_example_is_interrupted_resumes_and_ends_the_same(tmp_path, name):
     assert result(name, out) == result(name, finish(undisturbed))
 
 
+LIMITED = """
+import resource, runpy, sys
+from spotd_trainer.lightning import SpotdCallback
+real = SpotdCallback._save
+free = resource.getrlimit(resource.RLIMIT_FSIZE)
+def save(callback, trainer):
+    full = trainer.global_step == 200
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, free[1]) if full else free)
+    return real(callback, trainer)
+SpotdCallback._save = save
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_lightning_goes_on_without_space_clears_up_and_sets_aside_what_it_does_not_resume(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / ".tmp-step-00000070.ckpt-123").write_bytes(b"half")
+    (checkpoints / "step-00000900.ckpt").write_bytes(b"torn")
+    command = [sys.executable, "-c", LIMITED, EXAMPLES / "lightning_run.py"]
+    process = start(command, tmp_path, MAX_STEPS="300")
+    out = finish(process)
+    assert process.returncode == 0, out
+    assert "the checkpoint of step 200 was not saved: [Errno 27]" in out
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == [".aside", "step-00000100.ckpt", "step-00000300.ckpt"]
+    assert [path.name for path in (checkpoints / ".aside").iterdir()] == ["step-00000900.ckpt"]
+
+
 @pytest.mark.parametrize("name", ["minimal", "nanogpt_style", "lightning_run", "hf_run"])
 def test_the_example_shows_what_is_new_in_it(name):
     lines = (EXAMPLES / f"{name}.py").read_text().splitlines()

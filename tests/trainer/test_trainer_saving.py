@@ -16,7 +16,7 @@ import zipfile
 import pytest
 import torch
 from torch import nn
-from trainer_support import finish, lines_in, reference, start, wait_for
+from trainer_support import finish, reference, start, wait_for
 
 from spotd_trainer import CheckpointError, Session
 from spotd_trainer import archive as archive_module
@@ -530,19 +530,41 @@ def test_a_stop_that_cannot_save_says_so_and_does_not_pretend(tmp_path, monkeypa
         session.advance()
 
 
-def test_killed_in_mid_save_the_last_whole_checkpoint_is_found(tmp_path):
-    options = ("--steps", 4000, "--save-every", 1, "--width", 64)
-    for _ in range(3):
-        process = start(reference(*options), tmp_path)
-        before = lines_in(tmp_path / "losses.jsonl")
-        wait_for(lambda b=before: lines_in(tmp_path / "losses.jsonl") > b + 15, process)
-        process.send_signal(signal.SIGKILL)
-        finish(process)
-        found = find_checkpoints(tmp_path / "checkpoints")
-        assert [read_archive(path)["step"] for path in found] == [
-            int(path.stem.removeprefix("step-")) for path in found
-        ]
-    assert found
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from spotd_trainer import reference, archive, files
+directory, log, rounds = Path("checkpoints"), Path("losses.jsonl"), int(sys.argv[1])
+choose, newest = random.Random(3), 0
+for number in range(rounds):
+    lines = lambda: log.read_bytes().count(10) if log.exists() else 0
+    begun = lines()
+    child = os.fork()  # torch is imported once, and has started no thread yet
+    if not child:
+        reference.main(sys.argv[2:])
+        os._exit(1)
+    while lines() < begun + 15:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
+        time.sleep(0.002)
+    time.sleep(choose.random() / 20)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = files.find_checkpoints(directory)
+    steps = [archive.read_archive(path)["step"] for path in found]
+    assert steps == [files.step_of(path.name) for path in found], (steps, found)
+    assert max(steps, default=0) >= newest, (steps, newest)
+    newest = max(steps, default=0)
+    assert len(list(directory.iterdir())) <= 5, list(directory.iterdir())
+print("whole after every kill, newest", newest)
+"""
+
+
+def test_killed_at_any_moment_the_last_whole_checkpoint_is_found(tmp_path):
+    options = reference("--steps", 4000, "--save-every", 1, "--width", 64)[3:]
+    process = start([sys.executable, "-c", KILLED, 6, *options], tmp_path)
+    out = finish(process)
+    assert process.returncode == 0, out
+    assert int(re.findall(r"whole after every kill, newest (\d+)", out)[0]) > 0
 
 
 @pytest.mark.parametrize(
@@ -573,7 +595,7 @@ def test_the_reasoning_of_the_automatic_interval_is_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     model, optimizer = make()
     with Session(model, optimizer, directory=tmp_path) as session:
-        session._interval = AutoInterval(first=0.0)
+        session._schedule.interval = AutoInterval(first=0.0)
         for _ in range(3):
             step(model, optimizer)
             session.advance()

@@ -46,16 +46,15 @@ def test_a_stop_signal_saves_the_very_last_step_and_exits_by_its_number(tmp_path
 
 
 def test_a_checkpoint_signal_saves_and_goes_on(tmp_path):
-    process = start(reference("--steps", 100_000, "--save-every", "never"), tmp_path)
-    begun(process, tmp_path)
-    process.send_signal(signal.SIGUSR1)
-    found = wait_for(lambda: find_checkpoints(tmp_path / "checkpoints"), process)[0]
-    after = lines_in(tmp_path / "losses.jsonl") + 5
-    wait_for(lambda: lines_in(tmp_path / "losses.jsonl") > after, process)
-    process.send_signal(signal.SIGTERM)
-    out = finish(process)
-    assert process.returncode == 143, out
-    assert read_archive(found)["step"] < saved_step(tmp_path)
+    with session_of(tmp_path, save_every=None) as session:
+        session.advance()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        for _ in range(3):
+            session.advance()
+            session._saver.wait()
+        assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000002.pt"]
+        assert not session.should_stop
+    assert session.step == 4
 
 
 def test_a_stop_signal_to_the_whole_group_spares_the_loaders_workers(tmp_path):
@@ -115,14 +114,13 @@ def test_a_shielded_worker_ends_when_its_trainer_is_killed(tmp_path):
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), timeout=30)
 
 
-def test_under_torchrun_a_stopped_rank_exits_zero(tmp_path):
-    options = reference("--steps", 100_000, "--save-every", "never")
-    process = start(options, tmp_path, TORCHELASTIC_RUN_ID="1")
-    begun(process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    out = finish(process)
-    assert process.returncode == 0, out
-    assert saved_step(tmp_path) == last_step(tmp_path)
+def test_under_torchrun_a_stopped_rank_exits_zero(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(SystemExit) as caught, session_of(tmp_path) as session:
+        os.kill(os.getpid(), signal.SIGTERM)
+        session.advance()
+    assert caught.value.code == 0
+    assert caught.value.checkpoint == tmp_path / "step-00000001.pt"
 
 
 def session_of(directory, **more) -> Session:
@@ -177,10 +175,12 @@ def test_off_the_main_thread_it_says_that_it_hears_no_signals(tmp_path, caplog):
 
 
 def test_a_completed_run_that_is_started_again_does_nothing_and_exits_zero(tmp_path):
-    for _ in range(2):
-        process = start(reference("--steps", 5, "--save-every", "never"), tmp_path)
-        out = finish(process)
-        assert process.returncode == 0, out
+    twice = "import sys\nfrom spotd_trainer.reference import main\nfor _ in range(2): main()"
+    options = reference("--steps", 5, "--save-every", "never")[3:]
+    process = start([sys.executable, "-c", twice, *options], tmp_path)
+    out = finish(process)
+    assert process.returncode == 0, out
+    assert "resumed at step 5" in out
     assert lines_in(tmp_path / "losses.jsonl") == 5
 
 
@@ -193,8 +193,8 @@ def test_a_loss_that_is_no_number_does_not_end_a_run_that_trains_without_spotd(
             session._reporter._next = 0.0
             session.advance(loss)
     assert caplog.text.count("the loss is not reported") == 1
-    lines = [spotd.recv(65536).decode().splitlines() for _ in range(3)]
-    assert [line for line in sum(lines, []) if "LOSS" in line] == ["LOSS=2.5"]
+    lines = "\n".join(spotd.recv(65536).decode() for _ in range(3)).splitlines()
+    assert [line for line in lines if "LOSS" in line] == ["LOSS=2.5"]
 
 
 def test_an_epoch_that_is_left_early_is_no_end_of_the_run(tmp_path):
@@ -216,34 +216,38 @@ def spotd(tmp_path):
         yield server
 
 
-def test_it_tells_spotd_steps_loss_and_complete_checkpoints(tmp_path, spotd):
-    process = start(
-        reference("--steps", 40, "--save-every", 20), tmp_path, SPOTD_SOCKET=str(tmp_path / "s")
-    )
-    out = finish(process)
-    assert process.returncode == 0, out
-    spotd.setblocking(False)
+def received(server) -> list[str]:
+    """All lines that are there by now."""
+    server.setblocking(False)
     lines = []
     with contextlib.suppress(BlockingIOError):
         while True:
-            lines += spotd.recv(65536).decode().splitlines()
+            lines += server.recv(65536).decode().splitlines()
+    return lines
+
+
+def test_it_tells_spotd_steps_loss_and_complete_checkpoints(tmp_path, spotd, monkeypatch):
+    monkeypatch.setenv("SPOTD_SOCKET", str(tmp_path / "s"))
     names = tmp_path / "checkpoints"
+    with session_of(names, save_every=20, total_steps=40) as session:
+        while not session.done:
+            session.advance(torch.tensor(5.5))
+            session._saver.wait()
+    lines = received(spotd)
     assert f"CHECKPOINT={names / 'step-00000020.pt'}" in lines
     assert f"CHECKPOINT={names / 'step-00000040.pt'}" in lines
-    assert {"STEP=40", "TOTAL_STEPS=40", "EPOCH=0"} <= set(lines)
-    assert any(line.startswith("LOSS=5.") for line in lines)
+    assert {"STEP=40", "TOTAL_STEPS=40", "EPOCH=0", "LOSS=5.5"} <= set(lines)
 
 
-def test_it_tells_spotd_that_it_stops_because_it_was_asked(tmp_path, spotd):
-    options = reference("--steps", 100_000, "--save-every", "never")
-    process = start(options, tmp_path, SPOTD_SOCKET=str(tmp_path / "s"))
-    begun(process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    lines = []
-    while "STOPPING=1" not in lines:
-        lines += spotd.recv(65536).decode().splitlines()
-    assert any(line.startswith("CHECKPOINT=") for line in lines)
+def test_it_tells_spotd_that_it_stops_because_it_was_asked(tmp_path, spotd, monkeypatch):
+    monkeypatch.setenv("SPOTD_SOCKET", str(tmp_path / "s"))
+    with pytest.raises(SystemExit), session_of(tmp_path / "c") as session:
+        os.kill(os.getpid(), signal.SIGTERM)
+        session.advance()
+    lines = received(spotd)
+    assert lines.index(f"CHECKPOINT={tmp_path / 'c' / 'step-00000001.pt'}") < lines.index(
+        "STOPPING=1"
+    )
 
 
 def test_a_full_socket_neither_blocks_nor_loses_a_checkpoint(tmp_path, spotd):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import re
+import struct
 import threading
 import zipfile
 import zlib
@@ -25,6 +28,11 @@ FORMAT = 1
 
 LIBRARY = "spotd_trainer"
 
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError),
+    # A changed bit may say that a record is encrypted, or begins before the file does.
+    *(RuntimeError, OSError, MemoryError),
+)
 _FLUSH_EVERY = 64 << 20
 _READ_CHUNK = 4 << 20
 
@@ -193,7 +201,9 @@ def verify_stream(path: Path, stream: IO[bytes], part: str = "") -> None:
                 with archive.open(record) as content:
                     while content.read(_READ_CHUNK):
                         pass
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         size = stream.seek(0, os.SEEK_END)
         raise TornCheckpointError(
             path, f"expected a whole archive, found {size} damaged bytes: {error}", key=part or None
@@ -214,6 +224,16 @@ def read_archive(path: Path) -> dict[str, Any]:
     return check_header(path, _load(path, path, mapped=True))
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The same without verifying the tensors, which are mapped and not read.
+
+    Raises:
+        CheckpointError: cut short, or not ours.
+        OSError: the file cannot be read.
+    """
+    return check_header(path, _load(path, path, mapped=True))
+
+
 def read_received(path: Path, content: IO[bytes]) -> dict[str, Any]:
     """The same for bytes that came from another rank, which read them from `path`."""
     return check_header(path, _load(path, content, mapped=False))
@@ -224,7 +244,7 @@ def _load(path: Path, source: Path | IO[bytes], *, mapped: bool) -> Any:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
-    except Exception as error:
+    except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         lines = str(error).strip().splitlines() or [repr(error)]
         first = named.group(1) if named else lines[0]
@@ -233,6 +253,23 @@ def _load(path: Path, source: Path | IO[bytes], *, mapped: bool) -> Any:
             f"expected tensors and plain values only, found what torch refuses to load: {first}",
             hint=f"not written by {LIBRARY}; nothing of it was executed",
         ) from error
+    except Exception as error:
+        # Its directory is damaged, say, which no checksum covers.
+        found = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise TornCheckpointError(path, f"expected what torch can load: {found}") from error
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What to raise when the disk or the system refuses: a bad sector makes a torn checkpoint."""
+    kind = TornCheckpointError if error.errno == errno.EIO else CheckpointError
+    return kind(path, f"cannot be read: {error.strerror}")
+
+
+def require_keys(path: Path, state: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise CheckpointError for the first of `keys` that is missing."""
+    for key in keys:
+        if key not in state:
+            raise CheckpointError(path, "expected a value, found none", key=key)
 
 
 def check_header(path: Path, state: Any) -> dict[str, Any]:

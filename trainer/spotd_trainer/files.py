@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 WHOLE = re.compile(r"step-(\d{8,})(?P<kind>\.pt|\.ckpt|)")
 TEMPORARY = re.compile(r"\.tmp-step-\d{8,}(\.pt|\.ckpt|)-\d+")
+
+ASIDE = ".aside"
+"""Directory, in that of the checkpoints, of those a run did not go on from."""
 
 OURS = ("", ".pt")
 """A session's checkpoints: shards in a directory, or one file."""
@@ -106,6 +110,27 @@ def prune(directory: Path, keep: int, kinds: tuple[str, ...] = OURS) -> list[Pat
         with contextlib.suppress(FileNotFoundError):
             remove(path)
     return doomed
+
+
+def set_aside(directory: Path, step: int, kinds: tuple[str, ...] = OURS) -> list[Path]:
+    """Move our checkpoints of later steps than `step` to `.aside/`; return where they are.
+
+    A run that goes on from `step` has passed them over as torn, or goes another way: the newest by
+    name would be theirs, and what this run saves would be deleted as older.
+    """
+    moved: list[Path] = []
+    for path in find_checkpoints(directory, kinds):
+        if (step_of(path.name) or 0) <= step:
+            continue
+        aside = directory / ASIDE
+        aside.mkdir(exist_ok=True)
+        names = itertools.chain([path.name], (f"{path.name}~{n}" for n in itertools.count(2)))
+        to = next(aside / name for name in names if not (aside / name).exists())
+        # Another rank beside this one does the same.
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(to)
+            moved.append(to)
+    return moved
 
 
 def remove_leftovers(directory: Path) -> list[Path]:

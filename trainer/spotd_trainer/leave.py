@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from spotd_trainer.signals import StopFlag
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+log = logging.getLogger("spotd_trainer")
 
 
 def exit_status(number: int) -> int:
@@ -59,6 +63,12 @@ class Watch:
         self._ranks.finish()
         if self.first:
             self._reporter.checkpoint(path)
+
+    def failed(self, step: int, error: OSError) -> None:
+        """There was no space for a checkpoint: report it; training goes on."""
+        self._flag.checkpoints_asked = 0
+        log.error("the checkpoint of step %d was not saved: %s", step, error)
+        self._reporter.status(f"checkpoint of step {step} failed: {error}")
 
     def leave(self, number: int, *, step: int, checkpoint: Path) -> Interrupted:
         """What to raise once the checkpoint is on the disk, on every rank."""

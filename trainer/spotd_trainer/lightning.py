@@ -11,6 +11,7 @@ begins the epoch's data anew.
 # ruff: noqa: ARG002 - the framework's signatures
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from spotd_trainer.files import (
     checkpoint_name,
     prune,
     publish,
+    remove,
+    remove_leftovers,
+    set_aside,
     sync_file,
     sync_tree,
     temporary_name,
 )
 from spotd_trainer.leave import Watch
 from spotd_trainer.rng import restore_rng, rng_state
+from spotd_trainer.saver import is_no_space
+
+log = logging.getLogger("spotd_trainer")
 
 
 class SpotdCallback(Callback):
@@ -53,6 +60,10 @@ class SpotdCallback(Callback):
         """Take the signals over: Lightning's own handler would leave without saving."""
         self._watch.begin()
         self._step = trainer.global_step
+        if trainer.is_global_zero:
+            remove_leftovers(self._directory)
+            for moved in set_aside(self._directory, self._step, (".ckpt",)):
+                log.warning("of a later step than the run goes on from, and set aside: %s", moved)
 
     def on_train_batch_start(self, *_args: Any, **_kwargs: Any) -> None:
         """Put the RNGs back, now that the loaders have drawn from them."""
@@ -71,7 +82,15 @@ class SpotdCallback(Callback):
         agreed = self._watch.stepped(self._step, total_steps=total, loss=_loss(outputs))
         due = self._save_every is not None and self._step % self._save_every == 0
         if agreed.stop or agreed.checkpoint or due:
-            path = self._save(trainer)
+            try:
+                path = self._save(trainer)
+            except OSError as error:
+                # Several ranks wait for each other in there: what one cannot do ends all.
+                alone = trainer.world_size == 1
+                if agreed.stop or not alone or not is_no_space(error):
+                    raise
+                self._watch.failed(self._step, error)
+                return
             if agreed.stop:
                 raise self._watch.leave(agreed.stop, step=self._step, checkpoint=path)
 
@@ -94,7 +113,12 @@ class SpotdCallback(Callback):
             self._directory.mkdir(parents=True, exist_ok=True)
         # Its name is the same on all ranks, as strategies that write shards want it.
         temporary = Path(trainer.strategy.broadcast(str(temporary)))
-        trainer.save_checkpoint(temporary)
+        try:
+            trainer.save_checkpoint(temporary)
+        except OSError:
+            if trainer.is_global_zero:
+                remove(temporary)
+            raise
         if trainer.is_global_zero:
             if temporary.is_dir():
                 sync_tree(temporary)

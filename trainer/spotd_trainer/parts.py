@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 from spotd_trainer.archive import FORMAT, LIBRARY
 from spotd_trainer.errors import CheckpointError
 from spotd_trainer.rng import rng_state
-from spotd_trainer.state import check_types, plain, tensors_of, unwrap
+from spotd_trainer.state import check_tensors, check_types, plain, tensors_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from spotd_trainer.agreement import Alone, Ranks
     from spotd_trainer.position import Position
+
+
+log = logging.getLogger("spotd_trainer")
 
 
 def as_list(value: Any) -> list[Any]:
@@ -44,6 +49,12 @@ class Parts:
 
     def __post_init__(self) -> None:
         module = unwrap(self.model)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_meta:
+                raise ValueError(
+                    f"model.{name} is on the meta device, where it has no values: give it some "
+                    "(Module.to_empty, then initialise it) before the session is made"
+                )
         persistent = module.state_dict().keys()
         self._left_out = {
             name: _checksum(buffer)
@@ -103,6 +114,7 @@ class Parts:
             "format": FORMAT,
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
+            "attempt": os.environ.get("SPOTD_ATTEMPT"),
             "types": self.types(),
             "schedulers": [
                 plain(part.state_dict(), f"schedulers[{i}]")
@@ -119,9 +131,13 @@ class Parts:
             CheckpointError: naming the part.
         """
         check_types(path, self.types(), header["types"])
-        for name in self.extra:
+        for name, part in self.extra.items():
             if name not in header["extra"]:
                 raise CheckpointError(path, "expected a state, found none", key=f"extra.{name}")
+            if isinstance(part, torch.nn.Module):
+                check_tensors(path, f"extra.{name}", part.state_dict(), header["extra"][name])
+        for name in header["extra"].keys() - self.extra.keys():
+            log.warning("%s: extra.%s is not asked for: the next save is without it", path, name)
 
     def load_header(self, path: Path, header: dict[str, Any]) -> None:
         """Load the small parts. Comes before the model, which is then still untouched.

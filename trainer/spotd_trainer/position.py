@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("spotd_trainer")
 
 
+_END = object()
+
+
 class Position:
     """The session's side of a loader.
 
@@ -56,10 +59,25 @@ class Position:
             "consumed": self._consumed,
             "inside": self._inside,
             "epoch_began": self._epoch_began if self._inside else None,
+            "length": self._length(),
             "loader": plain(self._loader.state_dict(), "loader") if self._stateful else None,
         }
 
-    def load(self, state: dict[str, Any], rng: dict[str, Any]) -> None:
+    @property
+    def fits_any_ranks(self) -> bool:
+        """Whether the place in the data is that of the run, and not of one of so many ranks."""
+        return self._loader is None or isinstance(self._loader, Loader)
+
+    def _length(self) -> int | None:
+        if self._stateful or not hasattr(self._loader, "__len__"):
+            return None
+        try:
+            return len(self._loader)
+        except TypeError:
+            # A DataLoader has the method, whether its dataset has or not.
+            return None
+
+    def load(self, state: dict[str, Any], rng: dict[str, Any], *, same_ranks: bool = True) -> None:
         """Go there; `rng` is put back once the loader has drawn from the RNGs what it draws.
 
         Raises:
@@ -69,6 +87,9 @@ class Position:
             if state["loader"] is None:
                 raise ValueError("expected a position of the loader, found none")
             self._loader.load_state_dict(state["loader"])
+        before, now = state.get("length"), self._length()
+        if same_ranks and before is not None and now is not None and before != now:
+            raise ValueError(f"batches in an epoch: expected {now}, found {before}")
         self._epoch = state["epoch"]
         self._resuming, self._rng = state, rng
         if self._loader is None or not state["inside"]:
@@ -129,8 +150,13 @@ class Position:
                 generator.set_state(saved)
         iterator: Iterator[Any] = iter(self._loader)
         log.info("playing back %d batches of epoch %d", state["consumed"], self._epoch)
-        for _ in range(state["consumed"]):
-            next(iterator)
+        for done in range(state["consumed"]):
+            if next(iterator, _END) is _END:
+                raise RuntimeError(
+                    f"the loader ended epoch {self._epoch} after {done} batches, of which "
+                    f"{state['consumed']} had been trained on when the checkpoint was saved: "
+                    "it has other data now"
+                )
         self._consumed = state["consumed"]
         return iterator
 

@@ -69,6 +69,15 @@ def read_data(source: Path | None, limit: int) -> torch.Tensor:
     return torch.frombuffer(text[:limit], dtype=torch.uint8)
 
 
+def how_often(text: str) -> int | str | None:
+    """`--save-every` as a session takes it; argparse tells what is wrong with another text."""
+    if text == "auto":
+        return text
+    if text != "never" and int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number of steps, found {text}")
+    return None if text == "never" else int(text)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; `--help` lists them with their defaults."""
     parser = argparse.ArgumentParser(
@@ -81,7 +90,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, help="text file or directory; default: Python's standard library")
     add("--data-limit", type=int, default=4 << 20, help="bytes read of it")
     add("--checkpoint-dir", type=Path, help="default: $SPOTD_CHECKPOINT_DIR, else checkpoints")
-    add("--save-every", default="auto", help="steps, 'auto' or 'never'")
+    add("--save-every", type=how_often, default="auto", help="steps, 'auto' or 'never'")
     add("--keep", type=int, default=3, help="checkpoints that stay on the disk")
     add("--layers", type=int, default=4)
     add("--heads", type=int, default=4)
@@ -193,8 +202,11 @@ def train(options: argparse.Namespace, device: torch.device, rank: int) -> None:
     seed_all(options.seed)
     data = read_data(options.data, options.data_limit)
     held_out = len(data) // 10
-    train_windows = Windows(data[:-held_out], options.context)
-    eval_windows = Windows(data[-held_out:], options.context)
+    train_windows = Windows(data[: len(data) - held_out], options.context)
+    eval_windows = Windows(data[len(data) - held_out :], options.context)
+    if options.eval_every and not len(eval_windows):
+        log.warning("a tenth of %d bytes is too little to evaluate on: it is left out", len(data))
+        options.eval_every = 0
 
     shape = Shape(options.layers, options.heads, options.width, options.context, options.dropout)
     gpt = GPT(shape).to(device)
@@ -303,10 +315,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run it; the exit status says whether it finished (0) or was interrupted (143)."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    if options.save_every == "never":
-        options.save_every = None
-    elif options.save_every != "auto":
-        options.save_every = int(options.save_every)
     device = torch.device(options.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spotd_trainer.errors import TornCheckpointError
+from spotd_trainer.archive import read_header
+from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import find_checkpoints, step_of
 
 if TYPE_CHECKING:
@@ -26,17 +28,38 @@ def candidates(directory: Path, named: str | None, ranks: Alone | Ranks) -> list
     Ranks on other machines may see other files: the list is the union of what all see, and each
     rank gets the path that it would have there.
     """
-    mine = [path.name for path in find_checkpoints(directory)]
-    everyone = ranks.share((named, mine))
+    found = find_checkpoints(directory)
+    mine = [path.name for path in found]
+    newer = [path.name for path in found if _supersedes(path, named)]
+    everyone = ranks.share((named, mine, newer))
     preferred = sorted(
-        {Path(other).name for other, _ in everyone if other},
+        {Path(other).name for other, _, _ in everyone if other}
+        | {name for _, _, names in everyone for name in names},
         key=lambda name: step_of(name) or 0,
         reverse=True,
     )
-    seen = {name for _, names in everyone for name in names} - set(preferred)
+    seen = {name for _, names, _ in everyone for name in names} - set(preferred)
     others = sorted(seen, key=lambda name: step_of(name) or 0, reverse=True)
     here = {Path(named).name: Path(named).absolute()} if named else {}
     return [here.get(name, directory / name) for name in (*preferred, *others)]
+
+
+def _supersedes(path: Path, named: str | None) -> bool:
+    """Whether it was saved by the very attempt at whose start spotd named a checkpoint.
+
+    torchrun with `--max-restarts`, or a shell's loop, starts the program again in one attempt:
+    what spotd named then is no longer the newest.
+    """
+    attempt = os.environ.get("SPOTD_ATTEMPT")
+    if not named or not attempt or named != os.environ.get("SPOTD_RESUME_FROM"):
+        return False
+    if (step_of(path.name) or 0) <= (step_of(Path(named).name) or 0):
+        return False
+    try:
+        saved_by: dict[str, Any] = read_header(path / "trainer.pt" if path.is_dir() else path)
+    except (CheckpointError, OSError):
+        return False
+    return saved_by.get("attempt") == attempt
 
 
 def resume(

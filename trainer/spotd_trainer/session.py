@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spotd_trainer.agreement import Alone, Ranks, Wish, agree
 from spotd_trainer.errors import CheckpointError, Interrupted
-from spotd_trainer.files import remove_leftovers
-from spotd_trainer.interval import AutoInterval, Cost
+from spotd_trainer.files import remove_leftovers, set_aside
 from spotd_trainer.layouts import layout_to_read, layout_to_write
 from spotd_trainer.leave import exit_status
-from spotd_trainer.meter import Meter
 from spotd_trainer.parts import Parts, as_list
 from spotd_trainer.position import Position
 from spotd_trainer.report import Reporter
 from spotd_trainer.resume import candidates, resume
 from spotd_trainer.saver import Saver
+from spotd_trainer.schedule import Schedule
 from spotd_trainer.signals import StopFlag
 from spotd_trainer.snapshot import Snapshot, Stager
 from spotd_trainer.whole import WholeLayout
@@ -94,8 +93,6 @@ class Session:
         stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
         checkpoint_signals: tuple[signal.Signals, ...] = (signal.SIGUSR1,),
     ) -> None:
-        if isinstance(save_every, int) and save_every < 1:
-            raise ValueError(f"save_every: expected a positive number of steps, found {save_every}")
         chosen = directory or os.environ.get("SPOTD_CHECKPOINT_DIR") or "checkpoints"
         self.directory = Path(chosen).absolute()
         self.total_steps = total_steps
@@ -116,16 +113,13 @@ class Session:
             self._position,
             dict(extra or {}),
         )
-        self._save_every = save_every
+        self._schedule = Schedule(save_every, interruptions_per_day)
         self._keep = keep
         self._on_stop = on_stop
         self._asynchronous = asynchronous
-        self._interval = AutoInterval(interruptions_per_day)
-        self._cost: Cost | None = None
         self._flag = StopFlag(stop_signals, checkpoint_signals)
         self._reporter = Reporter()
         self._stager = Stager()
-        self._meter = Meter()
         self._ranks: Alone | Ranks = Alone()
         self._layout: Layout
         self._saver: Saver
@@ -135,7 +129,6 @@ class Session:
         self._started_step = -1
         self._save_wanted = False
         self._idle = True
-        self._last_save = time.monotonic()
         self._prepared = False
 
     @property
@@ -178,7 +171,7 @@ class Session:
         for optimizer in self._parts.optimizers:
             if hasattr(optimizer, "register_step_pre_hook"):
                 self._hooks.append(optimizer.register_step_pre_hook(self._before_optimizer))
-        self._last_save = time.monotonic()
+        self._schedule.began()
         return self
 
     def __exit__(
@@ -251,12 +244,14 @@ class Session:
         if self._saver.raise_error():
             # As if somebody had asked: all ranks then save at the same step.
             self._flag.checkpoints_asked += 1
-        self._note_cost()
+        saved = self._saver.last_saved
+        if saved is not None and not self._saver.busy:
+            self._schedule.ended(saved.seconds)
         if self._position.rng_is_owed:
             log.warning("the data was not taken from the session: the resume is not exact")
             self._position.release()
         self.step += 1
-        self._meter.stepped(saving=self._saver.busy)
+        self._schedule.meter.stepped(saving=self._saver.busy)
         self._report(loss)
         if not self._prepared:
             self._prepare()
@@ -265,7 +260,7 @@ class Session:
             self._stop(stop)
         elif self._save_wanted and self._idle:
             self._start_save()
-        self._meter.left()
+        self._schedule.meter.left()
 
     def save(self, *, wait: bool = False) -> None:
         """Save now, between two steps, on every rank. `wait`: return when it is on the disk.
@@ -287,6 +282,8 @@ class Session:
         if found is not None:
             self.resumed_from, state = found
             self.step = self._whole_step = self._started_step = state["step"]
+            for moved in set_aside(self.directory, self.step):
+                log.warning("of a later step than the run goes on from, and set aside: %s", moved)
             if self._ranks.rank == 0:
                 log.info("resumed at step %d from %s", self.step, self.resumed_from)
 
@@ -301,11 +298,11 @@ class Session:
 
     def _consult(self) -> int:
         """Agree with the other ranks; returns the stop signal's number, or 0."""
-        by_step = isinstance(self._save_every, int) and self.step % self._save_every == 0
+        by_step = self._schedule.by_step(self.step)
         wish = Wish(
             stop=self._flag.stop,
             checkpoint=int(self._flag.checkpoints_asked > 0),
-            due=int(self._due_by_time()),
+            due=int(self._ranks.rank == 0 and self._schedule.by_time),
             busy=int(self._saver.busy),
         )
         known = self._idle or not by_step
@@ -317,28 +314,9 @@ class Session:
         self._idle = not agreed.busy
         return agreed.stop
 
-    def _due_by_time(self) -> bool:
-        if self._save_every != "auto" or self._ranks.rank:
-            return False
-        return time.monotonic() - self._last_save >= self._interval.seconds(self._cost)
-
-    def _note_cost(self) -> None:
-        saved = self._saver.last_saved
-        if saved is None or self._saver.busy:
-            return
-        cost = self._meter.ended(saved.seconds)
-        if cost is None or self._save_every != "auto":
-            return
-        before = self._interval.seconds(self._cost)
-        # Half of the old value: one slow disk flush does not double the interval for good.
-        self._cost = cost if self._cost is None else self._cost.mixed_with(cost)
-        after = self._interval.seconds(self._cost)
-        if abs(after - before) > before / 4:
-            log.info("%s", self._interval.reasoning(self._cost))
-
     def _before_optimizer(self, *_: Any) -> None:
         if self._snapshot is not None:
-            self._meter.waited(self._snapshot.wait())
+            self._schedule.meter.waited(self._snapshot.wait())
             self._snapshot = None
 
     def _prepare(self) -> None:
@@ -349,7 +327,7 @@ class Session:
             for note in about["inexact"]:
                 log.warning("a resume will not be exact: %s", note)
         state = self._layout.capture(about)
-        if state is not None and self._asynchronous and self._save_every is not None:
+        if state is not None and self._asynchronous and self._schedule.save_every is not None:
             self._stager.prepare(state)
 
     def _about(self) -> dict[str, Any]:
@@ -364,7 +342,7 @@ class Session:
         began = time.perf_counter()
         self._save_wanted = False
         self._flag.checkpoints_asked = 0
-        self._last_save = time.monotonic()
+        self._schedule.began()
         # What was sent before this save began says nothing about it being under way.
         self._ranks.finish()
         if not self._asynchronous:
@@ -377,7 +355,7 @@ class Session:
             later = () if self._saver.copy_at_once else self._parts.written_by_optimizers()
             self._snapshot = self._stager.take(state, later)
             self._saver.start(self.step, self._snapshot)
-        self._meter.began(time.perf_counter() - began)
+        self._schedule.meter.began(time.perf_counter() - began)
 
     def _save_synchronously(self) -> None:
         try:

@@ -26,7 +26,14 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from spotd_trainer.agreement import Alone, Ranks
-from spotd_trainer.archive import Cancelled, Pace, read_archive, write_file
+from spotd_trainer.archive import (
+    Cancelled,
+    Pace,
+    read_archive,
+    require_keys,
+    unreadable,
+    write_file,
+)
 from spotd_trainer.dcp_files import PacedWriter, SafeReader
 from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import checkpoint_name, publish, sync_directory
@@ -44,6 +51,7 @@ log = logging.getLogger("spotd_trainer")
 
 _SHARED = "trainer.pt"
 _TENSOR = "\0tensor"
+_KEYS = ("step", "types", "schedulers", "scaler", "extra", "rest", "world_size")
 
 
 class ShardedLayout:
@@ -154,6 +162,8 @@ class ShardedLayout:
             found = self._inspect(path)
         except CheckpointError as error:
             problem = error
+        except OSError as error:
+            problem = unreadable(path, error)
         problems = [p for p in self._ranks.share(problem and _told(problem)) if p is not None]
         if problem is not None:
             raise problem
@@ -182,6 +192,7 @@ class ShardedLayout:
         metadata = reader.read_metadata()
         reader.verify(metadata, self._ranks.rank, self._ranks.size)
         shared = _required(path / _SHARED)
+        require_keys(path / _SHARED, shared, _KEYS)
         everyone = [_required(path / f"rank-{r:05d}.pt") for r in range(shared["world_size"])]
         self._parts.check_header(path, shared)
         live, _ = _live_state(self._parts)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum", "ax")
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
@@ -38,19 +39,30 @@ def plain(value: Any, key: str) -> Any:
         TypeError: naming the key whose value could not be read back. This is asked at save time,
             when something can be done about it, and not at resume.
     """
+    if isinstance(value, torch.Tensor) and (value.is_meta or value.layout != torch.strided):
+        found = "on the meta device has no values" if value.is_meta else "that is sparse"
+        raise TypeError(f"{key}: a tensor {found}: it cannot be saved; make it a dense one")
     if isinstance(value, torch.nn.Parameter):
         return value.detach()
     if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
         return value
     if isinstance(value, dict):
+        for k in value:
+            parts = k if type(k) is tuple else (k,)
+            if not all(type(part) in _PLAIN for part in parts):
+                raise TypeError(_cannot(f"{key}: as a key, ", k))
         kind = OrderedDict if isinstance(value, OrderedDict) else dict
         return kind((k, plain(v, f"{key}.{k}")) for k, v in value.items())
     if type(value) in (list, tuple):
         return type(value)(plain(v, f"{key}[{i}]") for i, v in enumerate(value))
     if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
-    raise TypeError(
-        f"{key}: a {type(value).__qualname__} cannot be saved so that it is loaded back without "
+    raise TypeError(_cannot(f"{key}: ", value))
+
+
+def _cannot(where: str, value: Any) -> str:
+    return (
+        f"{where}a {type(value).__qualname__} cannot be saved so that it is loaded back without "
         "executing a pickle; keep tensors, numbers, text, lists, tuples and dicts in state_dict()"
     )
 
@@ -148,7 +160,7 @@ def check_optimizer(path: Path, prefix: str, optimizer: torch.optim.Optimizer, s
             )
     for index, state in saved["state"].items():
         expected = parameters.get(index)
-        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+        for name in _SHAPED:
             value = state.get(name)
             if (
                 isinstance(value, torch.Tensor)

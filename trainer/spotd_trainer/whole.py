@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from spotd_trainer.agreement import Ranks
-from spotd_trainer.archive import Pace, read_archive, read_received, write_archive
+from spotd_trainer.archive import (
+    Pace,
+    read_archive,
+    read_received,
+    require_keys,
+    unreadable,
+    write_archive,
+)
 from spotd_trainer.errors import CheckpointError, TornCheckpointError
 from spotd_trainer.files import checkpoint_name
 from spotd_trainer.rng import derive_seed, seed_all
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("spotd_trainer")
 
 _CHUNK = 64 << 20
+_KEYS = ("step", "types", "schedulers", "scaler", "extra", "model", "optimizers", "ranks")
 
 
 class WholeLayout:
@@ -108,9 +116,14 @@ class WholeLayout:
         except FileNotFoundError:
             problem = TornCheckpointError(path, "expected a file, found none")
             return None, _problem("absent", problem)
+        except OSError as error:
+            refused = unreadable(path, error)
+            kind = "torn" if isinstance(refused, TornCheckpointError) else "foreign"
+            return None, _problem(kind, refused)
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:
         parts = self._parts
+        require_keys(path, state, _KEYS)
         try:
             check_tensors(path, "model", unwrap(parts.model).state_dict(), state["model"])
             parts.check_header(path, state)
@@ -144,17 +157,21 @@ def load_own(
     """
     own = everyone[ranks.rank] if ranks.rank < len(everyone) else everyone[0]
     try:
-        parts.position.load(own["position"], own["rng"])
+        same = len(everyone) == ranks.size
+        parts.position.load(own["position"], own["rng"], same_ranks=same)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(path, f"the loader refuses it: {error}", key="loader") from error
     if len(everyone) != ranks.size:
         if ranks.rank == 0:
             log.warning(
-                "%s was saved by %d ranks and is resumed by %d: model, optimizer and order of the "
-                "data go on exactly, random numbers drawn by the ranks do not",
+                "%s was saved by %d ranks and is resumed by %d: model and optimizer go on exactly, "
+                "random numbers drawn by the ranks do not; %s",
                 path,
                 len(everyone),
                 ranks.size,
+                "so does the order of the data"
+                if parts.position.fits_any_ranks
+                else "the loader's place in the data means another one now: use Loader",
             )
         if ranks.rank >= len(everyone):
             parts.position.release()
