@@ -88,7 +88,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 for line in f:
                     try:
                         entry = json.loads(line)
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue
                     if isinstance(entry, dict) and isinstance(entry.get("time"), (int, float)):
                         yield entry

@@ -218,7 +218,7 @@ def _read(path: Path, record: UploadRecord) -> dict[str, Any] | None:
     for text in lines:
         try:
             line = json.loads(text)
-        except ValueError:  # torn by a power cut: the store is asked for what it said
+        except (ValueError, RecursionError):  # torn: the store is asked for what it said
             continue
         if not isinstance(line, dict):
             continue
@@ -226,7 +226,7 @@ def _read(path: Path, record: UploadRecord) -> dict[str, Any] | None:
             if line.get("format") != FORMAT:
                 return None
             header = line
-        else:
+        elif _is_sound(line):
             _take(line, record)
     return header
 
@@ -235,9 +235,10 @@ def _take(line: dict[str, Any], record: UploadRecord) -> None:
     if "begin" in line:
         size, mtime, inode = line["stat"]
         record.begun[line["begin"]] = Begun(line["upload"], line["part_size"], (size, mtime, inode))
-    elif "part" in line and line["part"] in record.begun:
-        part = Part(line["etag"], line["size"], line["crc"])
-        record.begun[line["part"]].parts[line["number"]] = part
+    elif "part" in line:
+        if line["part"] in record.begun:
+            part = Part(line["etag"], line["size"], line["crc"])
+            record.begun[line["part"]].parts[line["number"]] = part
     elif "done" in line:
         size, mtime, inode = line["stat"]
         part = Part(line["etag"], line["size"], line["crc"])
@@ -246,6 +247,28 @@ def _take(line: dict[str, Any], record: UploadRecord) -> None:
     elif "forget" in line:
         record.begun.pop(line["forget"], None)
         record.done.pop(line["forget"], None)
+
+
+_TEXT, _NUMBER, _PERHAPS = (str,), (int,), (int, type(None))
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "begin": {"begin": _TEXT, "upload": _TEXT, "part_size": _NUMBER, "stat": (list,)},
+    "part": {"part": _TEXT, "number": _NUMBER, "etag": _TEXT, "size": _NUMBER, "crc": _PERHAPS},
+    "done": {"done": _TEXT, "etag": _TEXT, "size": _NUMBER, "crc": _PERHAPS, "stat": (list,)},
+    "forget": {"forget": _TEXT},
+}
+
+
+def _is_sound(line: dict[str, Any]) -> bool:
+    """Whether a line says what it should; a disk that lost a sector may hold anything."""
+    kind = next((kind for kind in _FIELDS if kind in line), None)
+    if kind is None:
+        return False
+    if any(type(line.get(name)) not in kinds for name, kinds in _FIELDS[kind].items()):
+        return False
+    numbers = line["stat"] if "stat" in _FIELDS[kind] else [0, 0, 0]
+    whole = len(numbers) == 3 and all(type(n) is int for n in numbers)  # noqa: PLR2004 - a Stat
+    counted = kind != "part" or line["number"] > 0
+    return whole and counted and type(line.get("head")) in _PERHAPS
 
 
 def _line(line: dict[str, Any]) -> bytes:

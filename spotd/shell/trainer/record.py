@@ -136,9 +136,22 @@ def _read(path: Path) -> Record | None:
         found = json.loads(path.read_bytes())
         if found.pop("format") != 1:
             return None
-        return Record(**found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        record = Record(**found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether every field is what it says: a process is signalled by what stands here."""
+    numbers = (record.pid, record.started, record.attempt)
+    texts = (record.boot_id, record.marker, record.unit, record.cgroup, record.output)
+    return (
+        all(type(n) is int for n in numbers)
+        and record.pid > 0
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(record.output_from, (int, float))
+    )
 
 
 def _write_durably(path: Path, content: bytes) -> None:
