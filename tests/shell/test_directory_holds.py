@@ -254,6 +254,25 @@ def test_the_next_daemon_finds_what_is_held(tmp_path):
         assert world.content_of("00000003-ckpt.pt") == content(3)
 
 
+def test_a_hold_whose_content_a_power_cut_damaged_is_not_found_by_a_later_look_either(tmp_path):
+    with a_world(tmp_path / "c") as world:
+        world.inspect()
+        checkpoint, _ = save(world, "step-2.pt")
+        world.hold(checkpoint, 2)
+    linked = tmp_path / "c" / "step-2.pt"
+    before = linked.stat()
+    damaged = linked.read_bytes().replace(bytes(100), b"x" + bytes(99), 1)
+    linked.write_bytes(damaged)
+    os.utime(linked, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with a_world(tmp_path / "c") as world:
+        assert world.inspect(contents=True).held == ()
+        assert world.inspect().held == ()
+    with a_world(tmp_path / "c") as world:
+        assert world.inspect().held == ()
+    left = [p for p in (tmp_path / "c" / ".spotd-aside").rglob("step-2.pt*") if p.is_file()]
+    assert linked.exists() or left, "damaged, and not deleted"
+
+
 @pytest.mark.parametrize("leftover", ["empty", "torn", "unfinished", "trash"])
 def test_leftovers_of_a_killed_daemon_are_removed(tmp_path, leftover):
     slot = tmp_path / "c" / ".spotd-hold"

@@ -98,8 +98,22 @@ class Inspecting:
                 bad.append((checkpoint.name, reason))
             else:
                 good.append(checkpoint)
-        kept = [one for one in held if not self._damage_of_hold(root, one, trusted)]
+        kept = []
+        for one in held:
+            if self._damage_of_hold(root, one, trusted):
+                self._discard_damaged(root, one.id)
+            else:
+                kept.append(one)
         return LocalInventory(tuple(reversed(good)), tuple(bad), tuple(kept))
+
+    def _discard_damaged(self, root: int, checkpoint_id: str) -> None:
+        """Contents are read once in a boot: what they prove damaged must not be found again."""
+        if self._parts.stop.is_set():
+            return  # reading was broken off: nothing is proved
+        with contextlib.suppress(OSError), opened_directory(root, HOLD) as hold:
+            for slot_name, note in self._parts.holds.slots(root):
+                if note is not None and note.id == checkpoint_id:
+                    self._discard(root, hold, slot_name, note)
 
     def _damage_of_hold(self, root: int, one: HeldCheckpoint, trusted: frozenset[str]) -> str:
         if one.checkpoint.fingerprint in trusted:
