@@ -74,12 +74,12 @@ def save_alone(where: Path, megabytes: int) -> tuple[float, Path]:
     work.mkdir(exist_ok=True)
     for old in (work / "ready", *work.glob("step-*.pt")):
         old.unlink(missing_ok=True)
-    settle()
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER, str(megabytes)], cwd=work,
         env={**os.environ, "SPOTD_CHECKPOINT_DIR": str(work), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     wait_until((work / "ready").exists, within=120, what="a trainer")
+    settle()
     trainer.send_signal(signal.SIGTERM)
     trainer.wait(120)
     return float((work / "took").read_text()), next(work.glob("step-*.pt"))
@@ -118,6 +118,7 @@ def notice(
     imds.give_notice("stop", in_seconds=120)
     stored = machine.wait_for_event("checkpoint_stored", after=given, within=110)
     seen = machine.wait_for_event("interruption_notice", after=given, within=1)
+    said = {**stored, "mib": most_memory(machine)}
     machine.wait_for_event("drained", after=given, within=110)
     if timeline:
         for event in machine.events():
@@ -127,7 +128,17 @@ def notice(
     imds.withdraw()
     for old in machine.checkpoints.glob("step-*.pt"):
         old.unlink()
-    return stored["time"] - seen["time"], float((machine.work / "took").read_text()), stored
+    return stored["time"] - seen["time"], float((machine.work / "took").read_text()), said
+
+
+def most_memory(machine: Machine) -> int:
+    """MiB that the store's worker had at most."""
+    for pid in machine.processes():
+        with contextlib.suppress(OSError):
+            if b"spotd.shell.store.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                text = Path(f"/proc/{pid}/status").read_text()
+                return int(text.split("VmHWM:")[1].split()[0]) // 1024
+    return 0
 
 
 def measure(where: Path, server, rounds: int, megabytes: int, *, timeline: bool) -> None:
@@ -162,7 +173,7 @@ def measure(where: Path, server, rounds: int, megabytes: int, *, timeline: bool)
             share = said.get("ahead", 0) / said["bytes"]
             print(
                 f"round {number:<2}{save:>7.2f}{upload:>8.2f}{stored:>8.2f}{ratios[-1]:>7.2f}"
-                f"{meanwhile:>11.2f}{share:>7.0%}", flush=True,
+                f"{meanwhile:>11.2f}{share:>7.0%}{said['mib']:>5}", flush=True,
             )  # fmt: skip
     print(
         f"notice to stored / max(save, upload): median {statistics.median(ratios):.2f},"

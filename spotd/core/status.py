@@ -137,6 +137,7 @@ def status_of(state: State, now: Now) -> dict[str, object]:
     newest = newest_known(state)
     trainer = state.trainer
     upload = state.store.upload
+    ahead = state.store.ahead
     i = state.interruption
     m = state.metadata
     fit = fits_window(state)
@@ -177,6 +178,7 @@ def status_of(state: State, now: Now) -> dict[str, object]:
             "seconds_to_save": round(fit.save, 1) if fit and fit.save is not None else None,
             "fits_notice": fit.fits if fit else None,
             "writing": list(state.writing),
+            "ahead": {"id": ahead.id, "sent": ahead.sent} if ahead else None,
         },
         "store": {
             "status": state.store.status,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from test_deadline_plan import MB, Machine
+from test_deadline_plan import MB, WALL, Machine
 
 from spotd.core import actions as do
 from spotd.core import events as on
 from spotd.core.names import final_name
+from spotd.core.state import Now
+from spotd.core.status import status_of
 
 TEMPORARY = ".tmp-step-00000007.pt-77"
 FINAL = "step-00000007.pt"
@@ -57,6 +59,9 @@ def test_at_a_notice_what_is_being_written_goes_up_under_the_id_it_will_get(mach
     machine.tell(on.SavesInProgress((TEMPORARY,)))
     (action,) = ahead(machine)
     assert (action.id, action.name, action.urgent) == (f"00000001-{FINAL}", TEMPORARY, True)
+    machine.tell(on.AheadProgressed(action.id, 5))
+    told = status_of(machine.state, Now(machine.mono, WALL + machine.mono))
+    assert told["checkpoint"]["ahead"] == {"id": action.id, "sent": 5}
     machine.tell(on.SavesInProgress(()))
     assert machine.saves(FINAL, 400) == action.id
     (upload,) = machine.done(do.Upload)

@@ -73,6 +73,7 @@ class _Growing:
     begun: Begun | None = None
     next: int = 1  # part
     over: bool = False
+    solid: int = 0  # no hole before that, when it was last looked for
     not_before: float = 0.0
 
     def has(self, part: int) -> bool:
@@ -85,8 +86,9 @@ class _Growing:
         end = start + part + MARGIN
         if status.st_size < end:
             return False
-        # A file may have its size long before it has its content.
-        return os.lseek(self.fd, start, os.SEEK_HOLE) >= end
+        if self.solid < end:  # a file may have its size long before it has its content
+            self.solid = os.lseek(self.fd, start, os.SEEK_HOLE)
+        return self.solid >= end
 
 
 class Ahead:

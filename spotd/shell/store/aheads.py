@@ -81,7 +81,7 @@ class Aheads:
         """Sends until it is taken over or stopped; nothing comes of it that must be known."""
         try:
             command["ahead"].run()
-        except StoreProblem as problem:
+        except (StoreProblem, OSError) as problem:
             # Nothing is lost by it: the checkpoint goes up when it is whole, as ever.
             complain(f"{command['id']} goes up when it is whole: {problem}")
         finally:
