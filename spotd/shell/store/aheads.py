@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotd.shell.store.ahead import LANES, Ahead, AheadOrder
-from spotd.shell.store.priority import after_all_others
+from spotd.shell.store.priority import disk_and_cores_last
 from spotd.shell.store.protocol import StoreProblem
 from spotd.shell.store.telling import Troubles, complain
 from spotd.shell.store.transfer import PATIENCE, Lanes, Transfer
@@ -50,7 +50,7 @@ class Aheads:
         """Prepares what `run` will do in the lane; what went before makes room."""
         self.stop(keep=False)
         # The trainer is writing: it has the cores first, at a notice too.
-        lanes = Lanes(self._lanes, after_all_others)
+        lanes = Lanes(self._lanes, disk_and_cores_last)
         transfer = Transfer(
             self._checkpoints.store, lanes, flow, None if command["urgent"] else PATIENCE,
             Troubles(f"sending {command['id']} while it is written"),

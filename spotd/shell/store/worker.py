@@ -30,10 +30,10 @@ from spotd.shell.store.aheads import Aheads
 from spotd.shell.store.checkpoints import CheckpointStore
 from spotd.shell.store.lease import TTL, TTL_BY_OUR_CLOCKS, Lease, LeaseHeld, LeaseKeeper
 from spotd.shell.store.peace import Allowance
-from spotd.shell.store.priority import after_all_others
+from spotd.shell.store.priority import disk_last
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, StoreProblem
 from spotd.shell.store.restore import Restore
-from spotd.shell.store.settings import StoreSettings, access_to, open_store, s3_place
+from spotd.shell.store.settings import StoreSettings, access_to, acquaint, open_store, s3_place
 from spotd.shell.store.source import SourceGone, UploadSource
 from spotd.shell.store.telling import Pace, Troubles, complain
 from spotd.shell.store.transfer import PATIENCE, TINY_LANES, Lanes, Transfer, lane_count
@@ -269,7 +269,7 @@ class Worker:
         if urgent:
             lanes = Lanes(self._lanes_wanted, tiny=TINY_LANES)
         else:
-            lanes = Lanes(_PEACE_LANES, after_all_others, tiny=2 * _PEACE_LANES)
+            lanes = Lanes(_PEACE_LANES, disk_last, tiny=2 * _PEACE_LANES)
         transfer = Transfer(
             self._checkpoints.store, lanes, flow, None if urgent else PATIENCE,
             Troubles(f"storing {checkpoint}"),
