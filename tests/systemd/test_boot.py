@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ec2box import ami
+from ec2box import ami, index
+from ec2box.disk import run
 
-from spotd.user_data import Source, render
+from spotd.user_data import Source, Volume, render
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from ec2box.cloud import Cloud
     from ec2box.instance import Instance
@@ -31,12 +34,23 @@ def messages(instance: Instance, event: str) -> list[str]:
 
 
 @pytest.fixture
-def bare(training: Training, launch: Any, base: Path, scratch: Path) -> Instance:
-    """An instance of a plain Debian image: no spotd, nothing but the user's own files."""
-    home = scratch / "home-layer"
-    ami.put_trainer(home)
-    training.instance = launch(layers=[home, base])
-    return training.instance
+def plain(training: Training, launch: Any, base: Path, scratch: Path) -> Callable[..., Instance]:
+    """`plain(layer=None, **options)`: of a plain Debian image, with the user's own files alone."""
+
+    def plain(layer: Path | None = None, **options: Any) -> Instance:
+        layer = Path(tempfile.mkdtemp(dir=scratch)) if layer is None else layer
+        layer.chmod(0o755)
+        ami.put_trainer(layer)
+        training.instance = launch(layers=[layer, base], **options)
+        return training.instance
+
+    return plain
+
+
+@pytest.fixture
+def bare(plain: Callable[..., Instance]) -> Instance:
+    """An instance without spotd."""
+    return plain()
 
 
 def test_the_first_boot_from_user_data_installs_spotd_from_s3_and_trains(
@@ -61,6 +75,70 @@ def test_the_first_boot_from_user_data_installs_spotd_from_s3_and_trains(
     instance.start()
     training.until_training()
     assert training.resumed_at() == [0, saved]
+
+
+@pytest.fixture
+def volume(scratch: Path) -> Iterator[str]:
+    """A blank block device."""
+    file = Path(tempfile.mkdtemp(dir=scratch), "volume")
+    with file.open("wb") as opened:
+        opened.truncate(128 << 20)
+    device = run("losetup", "--find", "--show", str(file)).strip()
+    yield device
+    run("losetup", "--detach", device)
+
+
+def test_a_blank_data_volume_is_formatted_once_mounted_and_trained_on(
+    training: Training, cloud: Cloud, plain: Callable[..., Instance], package: Path, volume: str
+) -> None:
+    instance = plain(devices={volume: "/dev/nvme1n1"})
+    (cloud.files / "spotd.deb").write_bytes(package.read_bytes())
+    program = (
+        'command = "python3 -u /home/ubuntu/train.py checkpoints"\n'
+        'directory = "/data"\nuser = "ubuntu"\n'
+        'resume_arguments = ["--resume", "{checkpoint}"]'
+    )
+    cloud.imds.user_data = render(
+        training.configuration(program=program),
+        source=Source(cloud.url("spotd.deb")),
+        volume=Volume("/dev/nvme1n1", "/data", "ubuntu"),
+    )
+    instance.start()
+    training.until_stored(patience=60)
+    mounted = instance.run("findmnt", "--noheadings", "--output=SOURCE,FSTYPE", "/data")
+    assert mounted.split() == ["/dev/nvme1n1", "ext4"]
+    assert int(instance.shell("ls /data/checkpoints/*.pt | wc -l")) > 0
+
+    # cloud-init may run it again, after a cut: what is on the volume stays.
+    instance.shell("touch /data/precious")
+    instance.run("/usr/local/sbin/spotd-setup")
+    assert instance.run("ls", "/data/precious")
+    assert instance.shell("grep -c /data /etc/fstab").strip() == "1"
+    training.until_stored(training.stored_step() + 1)
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_the_first_boot_installs_from_a_package_index_with_pip_and_trains(
+    training: Training, cloud: Cloud, plain: Callable[..., Instance], scratch: Path
+) -> None:
+    try:
+        venv = index.venv_layer(Path(tempfile.mkdtemp(dir=scratch)))
+        index.fill(cloud.files / "simple")
+    except RuntimeError as error:
+        pytest.skip(f"no packages to be had: {error}")
+    address = cloud.url("simple/")
+    host = address.split("/")[2].split(":")[0]
+    config = venv / "etc/pip.conf"
+    config.write_text(f"[global]\nindex-url = {address}\ntrusted-host = {host}\n")
+    instance = plain(venv)
+    version = ami.builder().version()
+    cloud.imds.user_data = render(training.configuration(), source=Source(f"spotd=={version}"))
+    instance.start()
+    training.until_training(patience=150)
+    training.until_stored()
+    assert f"spotd {version}" in instance.run("/usr/local/bin/spotd", "--version")
+    assert "enabled" in instance.run("systemctl", "is-enabled", "spotd")
+    instance.run("systemctl", "reload", "spotd")  # the unit finds everything where pip put it
 
 
 def test_a_power_cut_during_the_first_boot_is_made_good_by_the_second(

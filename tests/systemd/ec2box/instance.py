@@ -33,6 +33,7 @@ class Instance:
         layers: Root file systems, uppermost first.
         name: Instance id, what IMDS says too.
         binds: Host paths seen read-only inside, by their path there.
+        devices: Block devices of the host, and what they are inside: data volumes.
         disk_size: Bytes; the file is sparse.
     """
 
@@ -44,6 +45,7 @@ class Instance:
         name: str,
         *,
         binds: dict[Path, str] | None = None,
+        devices: dict[str, str] | None = None,
         disk_size: int = 2 << 30,
     ) -> None:
         self.name = name
@@ -51,6 +53,7 @@ class Instance:
         self._folder = folder
         self._layers = list(layers)
         self._binds = binds or {}
+        self._devices = devices or {}
         self._root = folder / "root"
         self._root.mkdir(parents=True)
         self.disk = Disk(folder, disk_size)
@@ -75,6 +78,7 @@ class Instance:
         words += ["--keep-unit", "--resolv-conf=off", "--link-journal=no", "--timezone=off"]
         words += ["--console=pipe", "--hostname=ip-172-31-16-10"]
         words += [f"--bind-ro={source}:{target}" for source, target in self._binds.items()]
+        words += [f"--bind={source}:{target}" for source, target in self._devices.items()]
         words += command
         group = self._cgroup()
         with (self._folder / "console").open("ab") as console:
