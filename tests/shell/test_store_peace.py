@@ -62,6 +62,16 @@ def test_it_begins_at_once_and_a_long_rest_saves_up_no_more_than_that():
     assert machine.allowance.wait() > 0
 
 
+def test_what_was_used_for_something_else_holds_up_an_upload_for_seconds_only():
+    machine = Machine()
+    machine.passes(1.0, used=60.0)
+    waited = 0.0
+    while wait := machine.allowance.wait():
+        machine.passes(wait)
+        waited += wait
+    assert 1.0 < waited < 3.0
+
+
 def test_the_kernel_says_how_idle_the_machine_is():
     before = idle_seconds()
     assert 0 < before <= (time.monotonic() + 86400) * (os.cpu_count() or 1)

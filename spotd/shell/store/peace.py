@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SHARE = 0.02
 _SAMPLE = 0.1  # seconds; the kernel counts idle time in hundredths
 _AHEAD = 0.25  # core seconds that may be saved up: an upload begins at once
+# However much was used (a long listing, a slow clock), the next part comes after so many seconds:
+# training that leaves nothing idle must still get its checkpoints stored.
+_PATIENCE = 2.0
 _LONGEST = 0.5  # seconds until it looks again: cores may have become idle
 _TICKS = os.sysconf("SC_CLK_TCK")
 _IDLE, _WAITING_FOR_DISK = 4, 5  # words of /proc/stat's first line, proc(5)
@@ -77,7 +80,8 @@ class Allowance:
             if passed >= _SAMPLE:
                 unused = min(self._cores, max(0.0, idle - idle_then) / passed)
                 self._rate = SHARE * self._cores + unused
-                self._left = min(_AHEAD, self._left + passed * self._rate - (used - used_then))
+                left = self._left + passed * self._rate - (used - used_then)
+                self._left = max(-_PATIENCE * self._rate, min(_AHEAD, left))
                 self._last = (now, used, idle)
                 used_then = used
             short = (used - used_then) - self._left
