@@ -466,6 +466,11 @@ def test_newest_checkpoint_wants_the_file_that_the_hf_trainer_writes_last(tmp_pa
         header = b'{"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}'
         weights = len(header).to_bytes(8, "little") + header + bytes(size)
         (tmp_path / name / "model.safetensors").write_bytes(weights)
+        # Of a format that nobody here knows, and so whole.
+        (tmp_path / name / "tokens.bin").write_bytes(b"spm1")
+    (tmp_path / "checkpoint-90").mkdir()
+    (tmp_path / "checkpoint-90" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-90" / "optimizer.pt").write_bytes(bytes(4096))
     (tmp_path / "checkpoint-80" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-50" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-100" / "trainer_state.json").write_text('{"global_step": 10')

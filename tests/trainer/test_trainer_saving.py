@@ -543,7 +543,7 @@ for number in range(rounds):
     if not child:
         reference.main(sys.argv[2:])
         os._exit(1)
-    while lines() < begun + 15:
+    while lines() < begun + 15 or not files.find_checkpoints(directory):
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
         time.sleep(0.002)
     time.sleep(choose.random() / 20)

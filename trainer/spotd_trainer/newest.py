@@ -68,10 +68,16 @@ def _require_whole(path: Path) -> None:
         for part in sorted(path.rglob("*")):
             if part.suffix == ".safetensors":
                 _require_whole_safetensors(part)
-            elif part.suffix in (".pt", ".pth", ".bin"):
+            elif part.suffix in (".pt", ".pth", ".bin") and _is_judged(part):
                 verify_archive(part)
     elif not (path / ".metadata").is_file():
         raise TornCheckpointError(path / ".metadata", "expected a file, found none")
+
+
+def _is_judged(path: Path) -> bool:
+    """Whether it begins as an archive, or as a power cut leaves one; others nobody can judge."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", bytes(4), b"")
 
 
 def _require_whole_safetensors(path: Path) -> None:

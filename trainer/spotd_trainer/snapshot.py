@@ -91,9 +91,12 @@ class Snapshot:
             self._enqueued.set()
         if self._copied is not None:
             self._copied.synchronize()
-        for copy in self._later:
-            if not _same_bits(_sample(copy.target, copy.source), copy.sample.cpu()):
-                raise StateChangedError(copy.key)
+        # The stream that has waited for the samples to be taken.
+        ours = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        with ours:
+            for copy in self._later:
+                if not _same_bits(_sample(copy.target, copy.source), copy.sample.cpu()):
+                    raise StateChangedError(copy.key)
         # What is still held would keep a model alive that the program has dropped.
         self._later = []
 
@@ -162,8 +165,10 @@ class Stager:
             self._stream.wait_stream(torch.cuda.current_stream())
         work = _Work(self._buffers, {_memory(tensor) for tensor in later})
         copied = work.copy(state, "state")
-        if self._stream is not None and work.now:
-            torch.cuda.current_stream().synchronize()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            if work.now:
+                torch.cuda.current_stream().synchronize()
         self._buffers = work.used
         return Snapshot(copied, work.later, self._stream)
 
