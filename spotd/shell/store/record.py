@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from spotd.shell.statefile import sync_directory
 from spotd.shell.store.protocol import Part
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class UploadRecord:
         self._file: int | None = None
         self._waiting: list[bytes] = []
         self._flushed = time.monotonic()
+        self._unwritable = False
         header = _read(self.path, self)
         if header is None or (header.get("id"), header.get("location")) != (checkpoint, location):
             self.begun.clear()
@@ -139,7 +141,10 @@ class UploadRecord:
     def keep_as(self, path: Path) -> None:
         """Keeps the record under another name: what is stored, to compare the next with."""
         self.close()
-        self.path.replace(path)
+        if self._unwritable:
+            self.path.unlink(missing_ok=True)  # it does not know all that is stored
+        else:
+            self.path.replace(path)
 
     def _later(self, line: dict[str, Any]) -> None:
         """Writes a line soon: what is lost of them is only sent again."""
@@ -151,18 +156,27 @@ class UploadRecord:
         lines, self._waiting = self._waiting, []
         self._flushed = time.monotonic()
         if lines:
-            os.write(self._opened(), b"".join(lines))
+            self._append(b"".join(lines))
 
     def _write(self, line: dict[str, Any], *, sync: bool = False) -> None:
         self._flush()
-        os.write(self._opened(), _line(line))
-        if sync:
-            os.fsync(self._opened())
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        self._append(_line(line), sync=sync)
+
+    def _append(self, data: bytes, *, sync: bool = False) -> None:
+        """Writes, unless the disk is full: a checkpoint goes up without a record as well.
+
+        Nothing is written after what could not be: a record with a gap would be believed.
+        That the disk is full is said where the daemon's own state cannot be written.
+        """
+        if self._unwritable:
+            return
+        try:
+            self._unwritable = os.write(self._opened(), data) < len(data)
+            if sync:
+                os.fsync(self._opened())
+                sync_directory(self.path.parent)
+        except OSError:
+            self._unwritable = True
 
     def _opened(self) -> int:
         if self._file is None:
