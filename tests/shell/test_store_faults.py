@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 
@@ -513,3 +514,18 @@ def test_a_manifest_that_is_too_large_to_be_one_keeps_nobody_from_the_others(tmp
     assert [each.id for each in listing.stored] == ["00000001-a.pt"]
     assert [each[0] for each in listing.damaged] == ["00000002-b.pt"]
     bench.close()
+
+
+def test_with_no_space_for_its_record_a_checkpoint_goes_up_and_leaves_no_parts(bench):
+    write_file(bench.directory / "step-1.pt", SIZE)
+    bench.checkpoints.uploads.mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # every write to a file is refused
+    try:
+        stored = bench.upload(1, "step-1.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stored.size == SIZE
+    assert list(bench.checkpoints.uploads.iterdir()) == []
+    found = restored(bench, "00000001-step-1.pt")
+    assert (found / "step-1.pt").read_bytes() == (bench.directory / "step-1.pt").read_bytes()
