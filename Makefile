@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.spotd-installed
 
-.PHONY: all demo test test-quick lint clean venv
+.PHONY: all demo test test-quick test-vm lint clean venv
 all: test
 
 venv: $(STAMP)
@@ -26,6 +26,10 @@ test: $(STAMP)
 # The tests that need neither torch nor a container: seconds, for the edit loop.
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest tests/core tests/shell tests/contract $(PYTEST_ARGS)
+
+# The instance as a virtual machine (QEMU, software emulation): minutes. SPOTD_VM_CUTS=20 for more.
+test-vm: $(STAMP)
+	$(BIN)/python -m pytest -s tests/systemd/vm.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
