@@ -54,6 +54,7 @@ class Trainer:
         with (LEVERS / "loaded.jsonl").open("a") as log:
             attempt = int(os.environ["SPOTD_ATTEMPT"])
             log.write(json.dumps({"attempt": attempt, "step": self.step}) + "\n")
+        (LEVERS / "step").write_text(str(self.step))
 
     def save(self):
         if self.step == self.saved:
@@ -100,6 +101,7 @@ class Trainer:
 
 
 def crash(why):
+    (LEVERS / "step").unlink(missing_ok=True)
     print(why, file=sys.stderr, flush=True)
     sys.exit(3)
 

@@ -107,6 +107,7 @@ class RealScene(Scene):
 
     def cut(self, machine: int = 0) -> None:
         self._stages[machine].power_cut()
+        self._beside("step", machine).unlink(missing_ok=True)
 
     def new_instance(self) -> None:
         self._before = self.events()
@@ -151,7 +152,6 @@ class RealScene(Scene):
             except FileNotFoundError:
                 return False
 
-        self._beside("step", machine).unlink(missing_ok=True)
         self.until(there, f"step {step}")
         self.wait_told(step, machine)
 
