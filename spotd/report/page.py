@@ -163,7 +163,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") 
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
-    return f'<div class="scroll" tabindex="0"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+    table = f'<table class="{kind}">{head}<tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _interruptions(found: Sequence[Interruption]) -> str:
