@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spotd.core.manifest import Manifest, ManifestFile
 from spotd.shell.store.checkpoints import CheckpointStore
-from spotd.shell.store.checksum import DEFAULT
+from spotd.shell.store.checksum import default
 from spotd.shell.store.protocol import Flow
 from spotd.shell.store.restore import Restore
 from spotd.shell.store.sender import BotocoreSender
@@ -54,9 +54,10 @@ def made_up(order: dict):
     for index in range(MIB):
         state = (state * 1103515245 + 12345) & 0xFFFFFFFF
         pattern[index] = (state >> 16) & 0xFF
-    one = DEFAULT.update(pattern, 0)
-    total = DEFAULT.join((one, MIB) for _ in range(order["size"] // MIB))
-    file = ManifestFile(order["name"], order["size"], 0o644, 1, DEFAULT.label(total))
+    algorithm = default()
+    one = algorithm.update(pattern, 0)
+    total = algorithm.join((one, MIB) for _ in range(order["size"] // MIB))
+    file = ManifestFile(order["name"], order["size"], 0o644, 1, algorithm.label(total))
     return Manifest(
         "run", order["id"], 1, 1, order["name"], "file", 1, 1.0, "i", order["size"], (file,)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 
 import psutil
 import pytest
@@ -185,6 +186,25 @@ def test_somebody_elses_lease_is_noticed_without_a_process(daemon, settings, tmp
     assert (type(refused).__name__, refused.holder) == ("LeaseRefused", "i-other")
     daemon.client.renew_lease()
     assert daemon.wait("LeaseRenewed", "LeaseRefused", "StoreFailed").operation == "lease"
+
+
+def test_a_renewal_under_way_does_not_take_back_what_is_given_back(daemon, settings, monkeypatch):
+    alone(daemon)
+    began, go_on = threading.Event(), threading.Event()
+    renew = daemon.client._renewal.renew
+
+    def slow(lease):
+        began.set()
+        assert go_on.wait(20)
+        return renew(lease)
+
+    monkeypatch.setattr(daemon.client._renewal, "renew", slow)
+    daemon.client.renew_lease()
+    assert began.wait(20)
+    threading.Timer(0.2, go_on.set).start()
+    daemon.client.release_lease(wait_seconds=20)
+    found = lease_of(settings)
+    assert found["expires"] == found["renewed"], "it was not given back, or taken again"
 
 
 def test_keys_that_are_no_longer_good_are_looked_up_again_by_a_worker(daemon, settings):

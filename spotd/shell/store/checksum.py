@@ -9,6 +9,7 @@ base64 of the big-endian value, so a manifest can be compared with what
 from __future__ import annotations
 
 import base64
+import functools
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
@@ -85,7 +86,9 @@ def combine_crc32(first: int, second: int, length: int) -> int:
 CRC32 = Algorithm("crc32", 4, zlib.crc32, combine_crc32)
 
 
-def _crc64nvme() -> Algorithm | None:
+@functools.cache
+def crc64nvme() -> Algorithm | None:
+    """Returns S3's own checksum, or None without awscrt, which takes 40 ms to import."""
     try:
         from awscrt import checksums  # noqa: PLC0415 - only here, so that it may be missing
     except ImportError:
@@ -95,8 +98,9 @@ def _crc64nvme() -> Algorithm | None:
     return Algorithm("crc64nvme", 8, checksums.crc64nvme, checksums.combine_crc64nvme)
 
 
-CRC64NVME = _crc64nvme()
-DEFAULT = CRC64NVME or CRC32
+def default() -> Algorithm:
+    """Returns the checksum that objects are written with."""
+    return crc64nvme() or CRC32
 
 
 def algorithm_of(label: str) -> tuple[Algorithm, int]:
@@ -106,7 +110,7 @@ def algorithm_of(label: str) -> tuple[Algorithm, int]:
         SpotdError: We cannot compute it here, or it is no checksum.
     """
     name, _, text = label.partition(":")
-    for algorithm in (CRC64NVME, CRC32):
+    for algorithm in (crc64nvme(), CRC32):
         if algorithm is not None and algorithm.name == name:
             value = algorithm.decode(text)
             if value is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import subprocess
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions, events
 from spotd.errors import SpotdError
-from spotd.shell.store.early import Spawned, spawn
+from spotd.shell.store.early import Spawned, ending, reap, spawn
 from spotd.shell.store.lease import Lease
 from spotd.shell.store.renewal import Renewal
 from spotd.shell.store.settings import StoreConfig, StoreSettings
@@ -28,6 +27,7 @@ from spotd.shell.store.wire import decode_event
 
 if TYPE_CHECKING:
     import socket
+    import subprocess
     from collections.abc import Callable
 
     from spotd.shell.store.source import UploadSource
@@ -161,24 +161,28 @@ class StoreClient:
             with self._lock:
                 self._renewing = False
                 self._do("renew")
+                self._answered.notify_all()
             return
         with self._lock:
             self._renewing = False
             self._lease = asdict(held) if held else None
+            self._answered.notify_all()
         self._post(event)
 
     def release_lease(self, wait_seconds: float = 0.0) -> None:
         """Gives the lease back, waiting for at most that long; nothing comes back."""
         with self._lock:
+            deadline = time.monotonic() + wait_seconds
+            # A renewal that is under way would take it back.
+            self._wait_while(lambda: self._renewing, deadline)
             if self._lease is None:
                 return
             number = self._do("release")
-            deadline = time.monotonic() + wait_seconds
-            while self._waiting_for(number):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                self._answered.wait(left)
+            self._wait_while(lambda: self._waiting_for(number), deadline)
+
+    def _wait_while(self, condition: Callable[[], bool], deadline: float) -> None:
+        while condition() and (left := deadline - time.monotonic()) > 0:
+            self._answered.wait(left)
 
     def upload(self, action: actions.Upload, source: UploadSource) -> None:
         """-> UploadProgressed..., Uploaded | UploadFailed.
@@ -251,7 +255,7 @@ class StoreClient:
             if process is None:
                 return
             self._let_go(process)
-        _reap(process.popen)
+        reap(process.popen)
 
     @property
     def worker_pid(self) -> int | None:
@@ -304,10 +308,10 @@ class StoreClient:
             messages = process.channel.messages(wait=lambda: self._wait(process))
             for message in messages:
                 self._hear(process, message)
-        status = _reap(process.popen)
+        status = reap(process.popen)
         with self._lock:
             if not process.over:
-                self._lost(process, f"the store's worker died ({_told(status)})")
+                self._lost(process, f"the store's worker died ({ending(status)})")
 
     def _wait(self, process: _Process) -> bool:
         """Waits until there is something to read; False when it is over."""
@@ -390,23 +394,3 @@ class StoreClient:
 
     def _waiting_for(self, number: int) -> bool:
         return self._process is not None and number in self._process.pending
-
-
-def _reap(popen: subprocess.Popen[bytes]) -> int | None:
-    """Waits a moment for a process that is about to end; kills it if it does not."""
-    try:
-        return popen.wait(2.0)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-    try:
-        return popen.wait(1.0)
-    except subprocess.TimeoutExpired:
-        return None  # in the kernel, on a file system that does not answer
-
-
-def _told(status: int | None) -> str:
-    if status is None:
-        return "it cannot be killed"
-    if status == -9:  # noqa: PLR2004 - SIGKILL
-        return "killed, perhaps for memory"
-    return f"signal {-status}" if status < 0 else f"exit {status}"

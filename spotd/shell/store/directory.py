@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spotd.shell.store.checksum import DEFAULT, Algorithm
+from spotd.shell.store.checksum import Algorithm, default
 from spotd.shell.store.protocol import (
     Blob,
     Damaged,
@@ -72,7 +72,7 @@ class DirectoryStore:
     @property
     def algorithm(self) -> Algorithm:
         """See `ObjectStore.algorithm`."""
-        return DEFAULT
+        return default()
 
     def warm(self) -> None:
         """Nothing to get ready."""

@@ -60,3 +60,24 @@ def spawn(settings: StoreSettings, run: str, *, early: bool) -> Spawned:
     channel = Channel(ours)
     channel.send({"settings": asdict(settings), "run": run, "early": early})
     return Spawned(popen, ours, channel)
+
+
+def reap(popen: subprocess.Popen[bytes]) -> int | None:
+    """Waits a moment for a process that is about to end; kills it if it does not."""
+    try:
+        return popen.wait(2.0)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+    try:
+        return popen.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return None  # in the kernel, on a file system that does not answer
+
+
+def ending(status: int | None) -> str:
+    """Returns how a worker ended, in words."""
+    if status is None:
+        return "it cannot be killed"
+    if status == -9:  # noqa: PLR2004 - SIGKILL
+        return "killed, perhaps for memory"
+    return f"signal {-status}" if status < 0 else f"exit {status}"

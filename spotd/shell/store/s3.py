@@ -18,7 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spotd.shell.store.aws import Aws, S3Options, told
-from spotd.shell.store.checksum import DEFAULT, Algorithm
+from spotd.shell.store.checksum import Algorithm, default
 from spotd.shell.store.problems import answered
 from spotd.shell.store.protocol import (
     Blob,
@@ -83,7 +83,7 @@ class S3Store:
     @property
     def algorithm(self) -> Algorithm:
         """See `ObjectStore.algorithm`."""
-        return DEFAULT
+        return default()
 
     def key(self, key: str) -> str:
         """Returns the key in the bucket."""

@@ -115,6 +115,18 @@ def access_to(store: ObjectStore) -> Access | None:
     return store.access() if isinstance(store, S3Store) else None
 
 
+def acquaint(store: ObjectStore) -> None:
+    """Gets ready to ask small things of a store; moving bytes takes more (`warm`).
+
+    Raises:
+        StoreProblem: There are no credentials.
+    """
+    from spotd.shell.store.s3 import S3Store  # noqa: PLC0415
+
+    if isinstance(store, S3Store):
+        _ = store.aws.client  # made at its first use
+
+
 def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> ObjectStore:
     """Opens the store of a run; nothing is sent or written yet.
 
@@ -123,7 +135,7 @@ def open_store(settings: StoreSettings, run: str, *, connections: int = 16) -> O
     """
     parts = urlsplit(settings.url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
-        from spotd.shell.store.directory import DirectoryStore  # noqa: PLC0415 - awscrt with it
+        from spotd.shell.store.directory import DirectoryStore  # noqa: PLC0415 - not for s3:
 
         base = Path(unquote(parts.path))
         return DirectoryStore(base / run, base)

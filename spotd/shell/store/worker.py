@@ -156,6 +156,8 @@ class Worker:
                 traceback.print_exc()
                 found = [_failure(command, f"internal error: {error!r}", "please report it")]
             self._say({"reply": command["number"], "events": [encode_event(e) for e in found]})
+            if command["do"] in {"open", "renew"}:
+                self._share_access()  # after the answer: a start waits for that
             if command.get("ledger"):
                 # In a lane of its own, after the answer: nobody waits for it.
                 self.take({"number": 0, "do": "keep", "files": command["ledger"]})
@@ -186,7 +188,6 @@ class Worker:
                 self._hold(lease)
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
-        self._share_access()
         lanes = Lanes(8)
         try:
             found = self._soon(lanes).again(lambda: self._checkpoints.listing(lanes))
@@ -208,7 +209,6 @@ class Worker:
             lease = self._renew_now()
         except LeaseHeld as held:
             return [events.LeaseRefused(held.holder, held.expires_in)]
-        self._share_access()
         return [events.LeaseRenewed(lease.seconds_left())]
 
     def _share_access(self) -> None:
@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _warm_early(store: ObjectStore) -> None:
     with contextlib.suppress(SpotdError):  # whoever needs the store will hear it
-        store.warm()
+        acquaint(store)
 
 
 def _serve(
