@@ -7,14 +7,20 @@ import os
 from typing import TYPE_CHECKING
 
 from spotd.errors import SpotdError
+from spotd.shell.statefile import make_public
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def own_directory(path: Path) -> Path:
-    """Makes a directory of spotd's own; raises SpotdError where it cannot."""
+def own_directory(path: Path, *, public: bool = False) -> Path:
+    """Makes a directory of spotd's own; raises SpotdError where it cannot.
+
+    `public`: everybody may look into it, whatever the umask; its sockets say who may speak.
+    """
     try:
+        if public:
+            make_public(path)
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as e:
         raise SpotdError(

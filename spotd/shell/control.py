@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
 from spotd.errors import SpotdError, UnavailableError
+from spotd.shell.statefile import make_public
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -156,7 +157,7 @@ class ControlServer:
             if self._closed:
                 return
             try:
-                self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                make_public(self._path.parent)
                 listener = self._listen()
                 self._inode = self._path.stat().st_ino
             except OSError as error:

@@ -68,7 +68,7 @@ class Daemon:
             lambda: self.settings, self._take_over, self.notifier, self._announce
         )
         self._own = own_directory(settings.paths.state / settings.run)
-        own_directory(settings.paths.runtime)
+        own_directory(settings.paths.runtime, public=True)
         # Two spotd never run one trainer, whatever paths they were given: the checkpoint
         # directory itself is claimed by who opens it, and it may have to be made first.
         self._locks = [

@@ -31,6 +31,19 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_directory(path.parent)
 
 
+def make_public(path: Path) -> None:
+    """Makes a directory that everybody may look into; one that is there is left as it is.
+
+    The unit's umask is for what is spotd's own business.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

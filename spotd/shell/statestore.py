@@ -16,7 +16,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from spotd.shell.statefile import read_json, write_durably
+from spotd.shell.statefile import make_public, read_json, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class StateStore:
             try:
                 self._replace_volatile(data)
             except FileNotFoundError:  # somebody has emptied /run
-                self._volatile.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                make_public(self._volatile.parent)
                 self._replace_volatile(data)
         except OSError as e:
             self._report(self._volatile, f"cannot write {self._volatile}: {e.strerror}")

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from spotd.core.report import LARGEST_DATAGRAM, Said, parse_report
+from spotd.shell.statefile import make_public
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ class TrainerSocket:
             if self.path.stat().st_ino == self._inode:
                 return
         with self._mutex, contextlib.suppress(OSError):  # the control socket's server says why
-            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_public(self.path.parent)
             fresh = self._bound()
             if self._socket is not None:
                 self._drain(self._socket)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
+import stat
 import threading
 
 import pytest
@@ -105,9 +107,14 @@ def test_a_socket_that_was_taken_away_is_made_anew_and_said_once(tmp_path, monke
     path.parent.mkdir()
     control = ControlServer(path, status=dict, post=print, lost=told.append)
     control.start()
-    shutil.rmtree(path.parent)
-    eventually(path.exists)
-    eventually(lambda: told)
+    before = os.umask(0o077)  # the unit's
+    try:
+        shutil.rmtree(path.parent)
+        eventually(path.exists)
+        eventually(lambda: told)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
     assert next(ask(path, "status"))["ok"]
     assert told == [""]
     control.close()
