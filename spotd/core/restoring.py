@@ -140,6 +140,10 @@ def on_reinstate_failed(t: Turn, event: on.ReinstateFailed) -> None:
         t.set_resuming(rejected=without)
         return
     _try_again(t, event.id, without, DIRECTORY_RETRY)
+    again = t.state.resuming
+    if again is not None and again.retry_at is not None:
+        # What is not there any more must not be asked for for ever: the disk is looked at anew.
+        t.set_resuming(local=None, inspect_at=again.retry_at)
 
 
 def _try_again(t: Turn, checkpoint_id: str, without: frozenset[str], pause: float) -> None:

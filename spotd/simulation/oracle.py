@@ -317,5 +317,6 @@ class Oracle:
         if state.phase is Phase.COMPLETED and machine.store_mood() == "ok" and untold:
             self.broken("rest", "the run is complete and the store does not know")
         held = set(machine.disk.holds)
-        if len(held) > 3 + bool(state.store.upload):
+        settling = any(k.hold is not None and not k.durable for k in state.known)
+        if len(held) > 3 + bool(state.store.upload) + settling:
             self.broken("holds", f"{len(held)} holds are left on the disk")

@@ -59,7 +59,27 @@ def schedule_from(seed: int) -> Schedule:
     count = random.choice((1, 2, 3, 3, 4, 5, 7))
     moments = sorted(random.uniform(0.0, 1.2 * span) for _ in range(count))
     weather = tuple(_weather(random, at) for at in moments)
+    rare = random.random()
+    if rare < 0.04:  # noqa: PLR2004 - what would else hardly ever come together
+        setup = replace(setup, policy=replace(setup.policy, max_failures=1))
+    elif rare < 0.08:  # noqa: PLR2004
+        weather = _second_thoughts(weather, random)
     return Schedule(setup, weather, until=1.2 * span + 200.0, settle=SETTLE)
+
+
+def _second_thoughts(weather: tuple[Weather, ...], random: Random) -> tuple[Weather, ...]:
+    """A second notice while the first still counts: the same withdrawn and meant, or a worse."""
+    first = next((w for w in weather if w.what == "notice"), None)
+    if first is None:
+        return weather
+    withdrawn = first.at + random.choice((8.0, 30.0, 90.0))
+    again = withdrawn + random.choice((6.0, 20.0, 60.0))
+    how = random.choice(({"stop": "cut"}, {"stop": "none"}, {"action": "terminate"}))
+    if "action" in how:
+        how["stop"] = random.choice(("replace", "none"))
+    more = (Weather(withdrawn, "withdraw"), Weather(again, "notice", how))
+    changed = (replace(w, how={**w.how, "stop": "none"}) if w is first else w for w in weather)
+    return tuple(sorted((*changed, *more), key=lambda w: w.at))
 
 
 def _trainer(random: Random) -> TrainerModel:

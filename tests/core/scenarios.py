@@ -544,6 +544,26 @@ story(
     trainer={"size": 1_000_000_000},
 )
 story(
+    "what-is-held-is-let-go-meanwhile",
+    "While a checkpoint cannot be put back, on a full disk, the hold of the one before it is let "
+    "go: it is not asked for for ever (seed 173160)",
+    [
+        (71, "store", {"mood": "lying", "seconds": 1500.0}),
+        (88, "reboot", {"seconds": 10.0}),
+        (138, "disk_full", {"seconds": 100.0}),
+    ],
+    completed,
+    after_kill=lambda w: None,
+    trainer={
+        "step_seconds": 0.5, "save_every": 60, "total_steps": 257, "size": 1_000_000_000,
+        "writes": "in-place",
+    },
+    store={"bandwidth": 10e6, "lease_seconds": 60.0},
+    policy={"checkpoint_signal": None},
+    until=400.0,
+    settle=3600.0,
+)  # fmt: skip
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
