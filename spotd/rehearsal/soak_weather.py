@@ -116,7 +116,7 @@ class Weather:
     def stop_and_start(self) -> None:
         """`systemctl stop`, `systemctl start`."""
         status = self.stage.stop_daemon(PATIENCE)
-        if status != 0:
+        if status not in (0, -signal.SIGTERM):  # the latter where it had hardly begun
             raise SpotdError(f"spotd ended with status {status}\n{self.stage.story()}")
         self.stage.start_daemon()
 

@@ -247,8 +247,8 @@ class Oracle:
         at, file = written
         world = self.world
         size = file.size / world.setup.copy_bandwidth
-        if self.meddled_at >= at:
-            return
+        if self.meddled_at >= at or machine.daemon.state.store.status == "refused":
+            return  # or the run is another machine's, and what was trained here is not wanted
         since = max(at, machine.alive_since)
         calm = world.clock.mono - max(since, world.rough_until) > PROMPT + 3 * size
         if not calm or machine.daemon.hung_since is not None:
