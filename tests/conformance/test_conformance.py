@@ -432,7 +432,7 @@ def test_a_new_instance_and_a_damaged_checkpoint_in_the_store(played):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a small file system of its own")
 def test_a_disk_that_is_full_for_a_while(played, tmp_path):
     if not can_mount(tmp_path / "try"):
-        pytest.skip("needs to mount a tmpfs")
+        pytest.skip("needs mkfs.ext4 and a loop device")
 
     def scenario(s):
         begun(s)
