@@ -181,9 +181,10 @@ def measure(where: Path, server, rounds: int, megabytes: int, *, timeline: bool)
             ratios.append(stored / max(save, upload))
             costs.append(meanwhile / save)
             share = said.get("ahead", 0) / said["bytes"]
+            second = stored / max(meanwhile, upload)
             print(
                 f"round {number:<2}{save:>7.2f}{upload:>8.2f}{stored:>8.2f}{ratios[-1]:>7.2f}"
-                f"{meanwhile:>11.2f}{stored / max(meanwhile, upload):>7.2f}{share:>7.0%}{said['mib']:>5}", flush=True,
+                f"{meanwhile:>11.2f}{second:>7.2f}{share:>7.0%}{said['mib']:>5}", flush=True,
             )  # fmt: skip
     print(
         f"notice to stored / max(save, upload): median {statistics.median(ratios):.2f},"
