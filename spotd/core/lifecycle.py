@@ -280,18 +280,17 @@ def _adopt(t: Turn, found: on.TrainerFound, told: dict[str, Any]) -> None:
     t.announce("trainer_adopted", f"attempt {found.attempt} trains on as pid {found.pid}", 5,
                pid=found.pid)  # fmt: skip
     i = t.state.interruption
-    if t.state.completed:
-        t.enter(Phase.RUNNING)
-        training.kill(t, "this run is complete")
-    elif i is not None:
+    if i is not None:
         t.enter(Phase.DRAINING, f"{i.action} notice")
         t.set_trainer(kill_at=i.kill_at)
     else:
         t.enter(Phase.RUNNING)
-        if stop in ("sent", "intended"):
-            # Told to stop by a daemon that did not live to see it: it ends, and is started
-            # again. Should it not have heard, it is told again and given its time.
-            t.set_trainer(kill_at=t.now.mono + t.policy.stop_timeout)
+    if t.state.completed:
+        training.kill(t, "this run is complete")
+    elif i is None and stop in ("sent", "intended"):
+        # Told to stop by a daemon that did not live to see it: it ends, and is started
+        # again. Should it not have heard, it is told again and given its time.
+        t.set_trainer(kill_at=t.now.mono + t.policy.stop_timeout)
     keeping.inspect(t, settled=False)
     t.persist()
 

@@ -564,6 +564,23 @@ story(
     settle=3600.0,
 )  # fmt: skip
 story(
+    "complete-elsewhere-in-a-drain-and-restarted",
+    "The run is completed elsewhere while this machine drains, and spotd is restarted "
+    "(seed 336086)",
+    [
+        (184, "notice", {"time": False, "down": 300.0}),
+        (188, "complete_elsewhere"),
+        (200, "hang_daemon", {"seconds": 60.0}),
+        (238, "restart_daemon"),
+    ],
+    completed,
+    after_kill=lambda w: None,
+    trainer={"catches": False, "save_every": 60, "total_steps": 500},
+    store={"bandwidth": 2e6, "lease_seconds": 60.0},
+    policy={"checkpoint_signal": None},
+    until=560.0,
+)
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
