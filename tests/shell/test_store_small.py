@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 
 import psutil
 import pytest
@@ -145,6 +146,10 @@ def alone(daemon):
     opened = daemon.open()
     assert type(opened).__name__ == "StoreOpened", opened
     process = daemon.client._process
+    deadline = time.monotonic() + 20
+    while not daemon.client._renewal.possible:  # said after the answer
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     with daemon.client._lock:
         daemon.client._let_go(process)
     process.popen.wait(10)
