@@ -104,9 +104,10 @@ def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
     if t.state.resuming is not None:
         t.set_resuming(inspecting=False, inspect_at=t.now.mono + restoring.DIRECTORY_RETRY)
         t.set(reason=f"{event.reason}{advice}")
-    elif t.state.interruption is not None and t.state.interruption.inspection == "asked":
+        return
+    if t.state.interruption is not None and t.state.interruption.inspection == "asked":
         t.set_interruption(inspection="done")
-    elif t.state.completed:
+    if t.state.completed:
         t.set(completion_inspected=True)
 
 

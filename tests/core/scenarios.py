@@ -581,6 +581,13 @@ story(
     until=560.0,
 )
 story(
+    "completed-in-a-drain-without-the-directory",
+    "The run ends in a drain, and its directory cannot be looked at just then (seed 253145)",
+    [(300, "notice", {"stop": "none"}), (324.4, "directory", {"seconds": 100.0})],
+    completed,
+    trainer={"catches": False},
+)
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
