@@ -249,6 +249,9 @@ class Oracle:
         size = file.size / world.setup.copy_bandwidth
         if self.meddled_at >= at or machine.daemon.state.store.status == "refused":
             return  # or the run is another machine's, and what was trained here is not wanted
+        bucket = world.bucket
+        if any(bucket.objects[i].step > file.step for i in bucket.manifests if i in bucket.objects):
+            return  # trained blindly, behind what the store turned out to have
         since = max(at, machine.alive_since)
         calm = world.clock.mono - max(since, world.rough_until) > PROMPT + 3 * size
         if not calm or machine.daemon.hung_since is not None:
