@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MORE_MEMORY = 6 << 20  # bytes
 MORE_DESCRIPTORS = 3
 MORE_THREADS = 2
+ENOUGH = 6  # samples
 TEMPORARY = ("tmp", "partial", ".new", "~")
 HOLDS = 4  # the newest few, and the one being stored
 
@@ -52,8 +53,13 @@ def _count(place: Path) -> int:
 
 
 def growth(samples: Sequence[Sample]) -> list[str]:
-    """Returns what has grown between the first third of the samples and the last, in words."""
-    third = max(1, len(samples) // 3)
+    """Returns what has grown between the first third of the samples and the last, in words.
+
+    Of a few nothing can be told: the sender that comes and goes has descriptors and threads.
+    """
+    if len(samples) < ENOUGH:
+        return []
+    third = len(samples) // 3
     found = []
     kinds: tuple[tuple[str, Callable[[Sample], int], int], ...] = (
         ("memory", lambda s: s.memory, MORE_MEMORY),

@@ -47,4 +47,5 @@ def test_what_grows_is_named_and_what_stays_is_not():
     flat = [Sample(20 << 20, 15, 8)] * 9
     assert growth(flat) == []
     leaking = [Sample(20 << 20, 15 + n, 8) for n in range(9)]
+    assert growth(leaking[:5]) == [], "too few to tell"
     assert growth(leaking) == ["descriptors grew from 16 to 22"]
