@@ -65,7 +65,7 @@ class Weather:
         self.kills: Counter[str] = Counter()
         # Those of which the daemon dies, and those it must live through.
         self.deadly: dict[Callable[[], None], int] = {
-            self.kill_daemon: 20, self.kill_daemon_again_and_again: 8, self.power_cut: 8,
+            self.kill_daemon: 20, self.kill_daemon_again_and_again: 14, self.power_cut: 8,
             self.torn_by_a_power_cut: 5, self.new_disk: 2, self.notice_and_stop: 6,
             self.notice_and_early_stop: 4, self.notice_and_killed_daemon: 4, self.stop_and_start: 3,
         }  # fmt: skip
@@ -109,9 +109,9 @@ class Weather:
 
     def kill_daemon_again_and_again(self) -> None:
         """Before it has come far."""
-        for _ in range(self.random.randint(3, 7)):
+        for _ in range(self.random.randint(4, 10)):
             self.kill_daemon()
-            self.pause(0.02, 0.9)
+            self.pause(0.02, 0.7)
 
     def stop_and_start(self) -> None:
         """`systemctl stop`, `systemctl start`."""
