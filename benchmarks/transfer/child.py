@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,9 @@ def child(order: dict) -> None:
         restore.into(root, manifest)
         result = {"sent": 0}
     result["seconds"] = time.monotonic() - started
-    result["warm"] = time.process_time() - used
+    store.close()  # a second process that received ends here, and its time counts
+    others = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result["warm"] = time.process_time() - used + others.ru_utime + others.ru_stime
     print(json.dumps(result), flush=True)
     os._exit(0)
 

@@ -361,7 +361,11 @@ def test_a_source_replaced_between_two_attempts_begins_again(bench, proxy):
     assert open_multiparts(bench) == []
 
 
-def test_a_directory_of_many_files_is_continued_too(bench, proxy):
+@pytest.mark.parametrize("several_in_a_lane", [False, True])
+def test_a_directory_of_many_files_is_continued_too(bench, proxy, several_in_a_lane):
+    if several_in_a_lane:
+        bench.lanes.close()
+        bench.lanes = transfer.Lanes(2, tiny=2)
     folder = bench.directory / "step-1"
     folder.mkdir()
     for number in range(60):
@@ -382,7 +386,8 @@ def test_a_directory_of_many_files_is_continued_too(bench, proxy):
     proxy.set(Fault())
     stored = bench.upload(1, "step-1", kind="directory")
     assert stored.sent <= 41 * 200_000
-    restored(bench, "00000001-step-1")
+    found = restored(bench, "00000001-step-1") / "step-1"
+    assert all((found / each.name).read_bytes() == each.read_bytes() for each in folder.iterdir())
 
 
 def test_files_that_did_not_change_are_copied_inside_the_store(bench):

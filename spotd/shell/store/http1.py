@@ -278,6 +278,11 @@ class Pool:
         raise error
 
 
+def tls_context(bundle: str | None) -> ssl.SSLContext:
+    """Returns whom to trust: the authorities in a file, or the system's."""
+    return ssl.create_default_context(cafile=bundle or None)
+
+
 def head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
     """Returns the first lines of a request."""
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]

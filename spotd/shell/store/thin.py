@@ -11,28 +11,33 @@ own throughput at a third of the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import ssl
+import threading
 import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from spotd.shell.store.access import HEADERS
 from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT, told
-from spotd.shell.store.directory import pwrite_all
-from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head
+from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head, tls_context
 from spotd.shell.store.problems import answered, element
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece, StoreProblem
+from spotd.shell.store.receiving import receive_range
 from spotd.shell.store.signing import UNSIGNED, UNSIGNED_TRAILER, Signer
+from spotd.shell.store.twin import Lost, Twin
 
 if TYPE_CHECKING:
     from spotd.shell.store.checksum import Algorithm
-    from spotd.shell.store.http1 import Answer, Connection
+    from spotd.shell.store.http1 import Connection
+    from spotd.shell.store.receiving import Received
     from spotd.shell.store.s3 import S3Store
 
 _CHUNK = 1024 * 1024
 _CHUNK_HEAD = b"%X\r\n" % _CHUNK
 _OK, _PARTIAL, _RANGE = 200, 206, 416
+# Bytes to receive over TLS from which on a second process is worth its start.
+_WORTH_A_TWIN = 64 * 1024 * 1024
 
 
 def possible(store: S3Store) -> bool:
@@ -55,13 +60,19 @@ class ThinSender:
         self._signer = Signer(store.aws.region)
         self._host = parts.netloc
         self._base = parts.path[: -len("x")]
-        context = None
-        if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=store.aws.ca_bundle())
+        self._secure = parts.scheme == "https"
+        bundle = store.aws.ca_bundle()
+        context = tls_context(bundle) if self._secure else None
         port = parts.port or (443 if context else 80)
         timeouts = Timeouts(CONNECT_TIMEOUT, PROGRESS_TIMEOUT)
         self._pool = Pool(str(parts.hostname), port, context, timeouts)
         self._buffers = Buffers(len(_CHUNK_HEAD) + _CHUNK + 2)
+        self._server = (str(parts.hostname), port, bundle, timeouts)
+        self._twin: Twin | None = None
+        self._twin_failed = False
+        self._asked = 0  # bytes
+        self._receiving = 0  # ranges under way in this process
+        self._lock = threading.Lock()
 
     def send_whole(self, key: str, piece: Piece, flow: Flow, options: dict[str, Any]) -> Part:
         """See `PartSender.send_whole`."""
@@ -97,7 +108,7 @@ class ThinSender:
             data = answer.small()
             self._pool.keep(connection, answer)
         if answer.status != _OK:
-            raise self._problem(operation, key, answer, data)
+            raise self._problem(operation, key, answer.status, data)
         stored = answer.headers.get(self._trailer)
         if stored is not None and stored != self._algorithm.encode(crc):
             raise Damaged(f"{self._store.resource(key)} arrived damaged", retriable=True)
@@ -146,7 +157,7 @@ class ThinSender:
         except OSError:
             return
         if answer.status != _OK:
-            raise self._problem(operation, key, answer, data)
+            raise self._problem(operation, key, answer.status, data)
 
     def receive(self, key: str, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
         """See `PartSender.receive`."""
@@ -154,35 +165,53 @@ class ThinSender:
             return 0
         flow.check()
         last = piece.offset + piece.length - 1
-        request = self._signed("GET", key, "", {"Range": f"bytes={piece.offset}-{last}"})
-        with self._pool.connection(flow) as connection:
-            connection.send(request + b"\r\n")
-            answer = connection.answer()
-            whole = answer.status == _OK and piece.offset == 0
-            if answer.status != _PARTIAL and not whole:
-                raise self._problem("GetObject", key, answer, answer.small())
-            if answer.length != piece.length:
-                raise Damaged(f"{self._store.resource(key)} has not the size it should have")
-            crc = self._receive_body(answer, piece, flow, algorithm)
-            self._pool.keep(connection, answer)
-        return crc
+        request = self._signed("GET", key, "", {"Range": f"bytes={piece.offset}-{last}"}) + b"\r\n"
+        found = self._receive(request, piece, flow, algorithm)
+        if found.crc is not None:
+            return found.crc
+        if found.status in {_OK, _PARTIAL}:
+            raise Damaged(f"{self._store.resource(key)} has not the size it should have")
+        raise self._problem("GetObject", key, found.status, found.text)
 
-    def _receive_body(self, answer: Answer, piece: Piece, flow: Flow, algorithm: Algorithm) -> int:
-        crc, offset, end = 0, piece.offset, piece.offset + piece.length
-        small = piece.length < _CHUNK  # there may be many of them at once
-        lent = memoryview(bytearray(piece.length)) if small else self._buffers.one()
-        with lent as buffer:
-            while offset < end:
-                count = answer.readinto(buffer[:_CHUNK])
-                flow.passed(count)
-                crc = algorithm.update(buffer[:count], crc)
-                pwrite_all(piece.fd, buffer[:count], offset)
-                offset += count
-        return crc
+    def _receive(self, request: bytes, piece: Piece, flow: Flow, algorithm: Algorithm) -> Received:
+        twin = self._twin_for(piece)
+        if twin is not None:
+            with contextlib.suppress(Lost):
+                return twin.receive(request, piece, flow, algorithm)
+        with self._lock:
+            self._receiving += 1
+        try:
+            return receive_range(self._pool, self._buffers, request, piece, flow, algorithm)
+        finally:
+            with self._lock:
+                self._receiving -= 1
+
+    def _twin_for(self, piece: Piece) -> Twin | None:
+        """The twin where it has less to do than this process, and the range is worth it."""
+        if not self._secure or piece.length < _CHUNK or (os.cpu_count() or 1) == 1:
+            return None
+        with self._lock:
+            self._asked += piece.length
+            if self._asked < _WORTH_A_TWIN:
+                return None
+            if self._twin is None and not self._twin_failed:
+                try:
+                    self._twin = Twin(*self._server)
+                except OSError:
+                    self._twin_failed = True  # no memory, no processes: this one does it all
+            if self._twin is not None and self._twin.over:
+                self._twin = None  # stopped with its transfer, or killed: the next range asks anew
+            twin, busy = self._twin, self._receiving
+        free = None if twin is None else twin.free
+        return twin if free is not None and free < busy else None
 
     def close(self) -> None:
         """See `PartSender.close`."""
         self._pool.close()
+        with self._lock:
+            twin, self._twin, self._twin_failed = self._twin, None, True
+        if twin is not None:
+            twin.kill()
 
     def _signed(self, method: str, key: str, query: str, headers: dict[str, str]) -> bytes:
         """Returns request line and headers, signed, without the empty line at the end."""
@@ -193,10 +222,10 @@ class ThinSender:
         )
         return head(method, f"{path}?{query}" if query else path, signed)[:-2]
 
-    def _problem(self, operation: str, key: str, answer: Answer, data: bytes) -> StoreProblem:
+    def _problem(self, operation: str, key: str, status: int, data: bytes) -> StoreProblem:
         text = data.decode(errors="replace")
-        code = element(text, "Code") or str(answer.status)
-        if answer.status == _RANGE:
+        code = element(text, "Code") or str(status)
+        if status == _RANGE:
             return Damaged(f"{self._store.resource(key)} has not the size it should have")
         problem = answered(operation, code, element(text, "Message"), self._store.resource(key))
         self._store.aws.noticed(problem)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _STORED_RECORD = "last.stored"
 _LARGE_AT_ONCE = 2
+_BATCH = 16  # tiny files in one job: handing a job to a thread costs as much as sending one
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,23 +276,25 @@ class _Files:
                 self._finish(file, part, fd)
 
     def send_small(self, files: list[SourceFile], lanes: Lanes) -> None:
-        """Sends files of one part, one to a lane."""
+        """Sends files of one part; of many tiny ones several one after the other in a lane."""
+        tiny = lanes is not self.upload.transfer.lanes
+        batch = max(1, min(_BATCH, len(files) // (4 * lanes.count))) if tiny else 1
+        batches = (files[start : start + batch] for start in range(0, len(files), batch))
         with self._stopping_others():
-            for size in lanes.each(self._job(file) for file in files):
+            for size in lanes.each(self._job(each) for each in batches):
                 self._add(size)
 
-    def _job(self, file: SourceFile) -> Callable[[], int]:
+    def _job(self, files: list[SourceFile]) -> Callable[[], int]:
+        return lambda: sum(self._send_one(file) for file in files)
+
+    def _send_one(self, file: SourceFile) -> int:
         transfer, key = self.upload.transfer, object_key(self.upload.order.id, file.path)
-
-        def send() -> int:
-            with self.tree.opened(file) as fd:
-                part = self.unchanged.copy(file, fd, key)
-                if part is None:
-                    part = send_small(transfer, key, fd, file.entry.size)
-                self._finish(file, part, fd)
-            return part.size
-
-        return send
+        with self.tree.opened(file) as fd:
+            part = self.unchanged.copy(file, fd, key)
+            if part is None:
+                part = send_small(transfer, key, fd, file.entry.size)
+            self._finish(file, part, fd)
+        return part.size
 
     def _add(self, size: int) -> None:
         self.upload.arrived(size, self.tree.size)
