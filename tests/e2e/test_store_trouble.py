@@ -161,7 +161,7 @@ def test_a_lease_that_has_run_out_is_taken_over_and_the_one_who_lost_it_stores_n
     machine.boot()
     machine.wait_for_steps(3)
     saved = machine.saved()["step"]
-    set_lease(machine, expires=rfc3339(time.time() + 2))
+    set_lease(machine, expires=rfc3339(time.time() + 8))  # the other boots meanwhile
     other = build(name="two", run=machine.run, imds_url=other_imds.url)
     other.boot()
     other.wait_for_event("lease_refused")

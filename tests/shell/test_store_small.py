@@ -141,15 +141,20 @@ def daemon(settings, tmp_path):
     made.client.close()
 
 
+def told_of_access(daemon):
+    """Waits for what a worker says after its answer."""
+    deadline = time.monotonic() + 20
+    while not daemon.client._renewal.possible:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def alone(daemon):
     """Takes the lease and lets the worker go."""
     opened = daemon.open()
     assert type(opened).__name__ == "StoreOpened", opened
     process = daemon.client._process
-    deadline = time.monotonic() + 20
-    while not daemon.client._renewal.possible:  # said after the answer
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    told_of_access(daemon)
     with daemon.client._lock:
         daemon.client._let_go(process)
     process.popen.wait(10)
@@ -220,6 +225,7 @@ def test_keys_that_are_no_longer_good_are_looked_up_again_by_a_worker(daemon, se
     daemon.client.renew_lease()
     renewed = daemon.wait("LeaseRenewed", "LeaseRefused", "StoreFailed")
     assert type(renewed).__name__ == "LeaseRenewed", renewed
+    told_of_access(daemon)
     assert daemon.client._renewal._access.keys == access.keys
 
 
