@@ -231,7 +231,9 @@ class Soak:
             aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key,
         )  # fmt: skip
         prefix = "soak/soak/"
-        found = left_in_bucket(client, BUCKET, prefix, keep=KEEP)
+        happened = self.weather.happened
+        forgotten = 2 * happened["new disk"] + happened["disk full"]
+        found = left_in_bucket(client, BUCKET, prefix, keep=KEEP, forgotten=forgotten)
         self.wrong += [f"left in the bucket: {x}" for x in found]
         client.close()
         defects = {e["message"] for e in self.stage.events() if e["event"] == "defect"}

