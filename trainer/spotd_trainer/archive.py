@@ -28,6 +28,9 @@ FORMAT = 1
 
 LIBRARY = "spotd_trainer"
 
+# Of a record's attributes, APPNOTE 4.4.15. torch writes no directories, but its reader takes a
+# record so marked for an empty one.
+_DIRECTORY = 0x10
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError),
     # A changed bit may say that a record is encrypted, or begins before the file does.
@@ -198,6 +201,8 @@ def verify_stream(path: Path, stream: IO[bytes], part: str = "") -> None:
     try:
         with zipfile.ZipFile(stream) as archive:
             for record in archive.infolist():
+                if record.external_attr & _DIRECTORY:
+                    raise zipfile.BadZipFile(f"{record.filename} is called a directory")
                 with archive.open(record) as content:
                     while content.read(_READ_CHUNK):
                         pass
