@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core import leasing
+from spotd.core import leasing, storing
 from spotd.core.state import Phase, newest_known, unstored
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def advance(t: Turn) -> None:
         t.do(do.StoreCompletion())
         t.set_store(completing=True)
         return
-    if not state.finished and state.interruption is None and state.phase is Phase.COMPLETED:
+    undisturbed = state.interruption is None and state.phase is Phase.COMPLETED
+    # What is to be deleted is deleted before: nobody comes after us to do it.
+    if not state.finished and undisturbed and not storing.owes_deletion(state):
         t.do(do.ReleaseLease())
         if t.policy.completion_action != "keep":
             t.announce(

@@ -258,7 +258,11 @@ def on_failed(t: Turn, event: on.StoreFailed) -> None:
     elif event.operation == "lease":
         t.set_store(renewing=False)
     elif event.operation == "delete":
-        t.set_store(deleting=False, delete_retry_at=t.now.mono + RETRY_MAX)
+        t.set_store(
+            deleting=False,
+            deletions_failed=store.deletions_failed + 1,
+            delete_retry_at=t.now.mono + RETRY_MAX,
+        )
     else:
         t.set_store(completing=False, complete_retry_at=t.now.mono + delay(t, store.failures + 1))
     trouble(t, event.reason, event.hint)

@@ -261,6 +261,7 @@ class Store:
     told_late: str = ""  # id of the checkpoint of which was said that it takes too long
     deleting: bool = False
     delete_retry_at: float = 0.0
+    deletions_failed: int = 0  # in a row
     completing: bool = False
     complete_retry_at: float = 0.0
 

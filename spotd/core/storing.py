@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RATE_FLOOR = 1 << 20  # bytes; smaller uploads say nothing about the link
 RATE_AFTER = 2.0  # seconds of hurry from which on the pace is the link's
 RATE_SECONDS = 1.0  # of it that are enough to measure it
+DELETIONS = 2  # that failed, after which the end of a run waits for no other
 
 
 def on_progress(t: Turn, event: on.UploadProgressed) -> None:
@@ -163,7 +164,7 @@ def wanted(state: State) -> bool:
         return True
     if state.completed and not state.completion_stored:
         return True
-    return bool(unstored(state))
+    return bool(unstored(state)) or (not state.finished and owes_deletion(state))
 
 
 def expire(t: Turn) -> None:
@@ -249,10 +250,28 @@ def _retain(t: Turn) -> None:
         return
     if t.state.resuming is not None:
         return  # the newest may turn out to be damaged, and then an older one is wanted
-    ids = superfluous([s for s in store.listed if s.id not in t.state.rejected], t.policy.keep)
+    ids = _superfluous(t.state)
     if ids and leasing.confirmed(t):
         t.do(do.DeleteFromStore(ids))
         t.set_store(deleting=True)
+
+
+def _superfluous(state: State) -> tuple[str, ...]:
+    listed = [s for s in state.store.listed if s.id not in state.rejected]
+    return superfluous(listed, state.policy.keep)
+
+
+def owes_deletion(state: State) -> bool:
+    """Whether a run that is over still has checkpoints to delete, and the store lets it.
+
+    Two failures in a row are not waited for: a machine that is to be ended goes on costing.
+    """
+    store = state.store
+    if not state.completed or store.status != "open" or store.halted:
+        return False
+    if store.deletions_failed >= DELETIONS:
+        return False
+    return store.deleting or bool(_superfluous(state))
 
 
 def on_deleted(t: Turn, event: on.DeletedFromStore) -> None:
@@ -260,7 +279,8 @@ def on_deleted(t: Turn, event: on.DeletedFromStore) -> None:
     if not t.state.store.deleting:
         return
     gone = set(event.ids)
-    t.set_store(deleting=False, listed=tuple(s for s in t.state.store.listed if s.id not in gone))
+    listed = tuple(s for s in t.state.store.listed if s.id not in gone)
+    t.set_store(deleting=False, deletions_failed=0, listed=listed)
 
 
 def _delete_local(t: Turn) -> None:
