@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from storekit import MIB, Bench, file_settings, unique_url, write_file
+from storekit import MIB, Bench, Daemon, file_settings, unique_url, write_file
 
 from spotd.core import manifest
 from spotd.core.manifest import ManifestError
@@ -440,6 +440,30 @@ def test_deleting_a_checkpoint_drops_what_was_sent_of_it(bench, proxy):
     bench.checkpoints.delete(["00000001-a.pt"])
     assert open_multiparts(bench) == []
     assert objects(bench) == []
+
+
+def test_what_never_was_whole_goes_with_the_next_deletion_and_nothing_else(tmp_path):
+    daemon = Daemon(tmp_path, file_settings(tmp_path))
+    try:
+        daemon.open()
+        for n in (2, 3, 5):
+            write_file(daemon.directory / f"{n}.pt", 1000)
+            daemon.stored(n, f"{n}.pt")
+        run = tmp_path / "store" / "run" / "checkpoints"
+        for n in (1, 4):  # a lost disk's; what is newer than the deleted may be on its way
+            (run / f"{n:08}-{n}.pt").mkdir()
+            (run / f"{n:08}-{n}.pt" / f"{n}.pt").write_bytes(b"never whole")
+        (run / "00000002-2.pt" / "MANIFEST.json").write_text("not believed, not deleted")
+        daemon.client.delete(("00000003-3.pt",))
+        daemon.wait("DeletedFromStore")
+    finally:
+        daemon.client.close()
+    left = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert left == {
+        f"{n:08}-{n}.pt/{x}" for n, x in (
+            (2, "2.pt"), (2, "MANIFEST.json"), (4, "4.pt"), (5, "5.pt"), (5, "MANIFEST.json"),
+        )
+    }  # fmt: skip
 
 
 def test_the_manifest_is_not_written_when_the_lease_is_lost(tmp_path):

@@ -147,6 +147,21 @@ class CheckpointStore:
             record = UploadRecord(self.uploads, checkpoint, self.store.location)
             self.drop(record)
 
+    def clear(self, ids: Iterable[str]) -> None:
+        """Deletes objects older than the newest of `ids` that no manifest belongs to.
+
+        They are what a deletion that was cut off left, or a machine whose disk is lost. With
+        `ids` superfluous, newer ones are whole: nobody may complete what is older any more.
+        """
+        below = max((parse_checkpoint_id(each) or (0, ""))[0] for each in ids)
+        for checkpoint in self.ids():
+            known = parse_checkpoint_id(checkpoint)
+            if known is None or known[0] > below:
+                continue
+            keys = [entry.key for entry in self.store.list(f"{FOLDER}{checkpoint}/")]
+            if manifest_key(checkpoint) not in keys:
+                self.store.delete(keys)
+
     def delete_objects(self, checkpoint: str) -> None:
         """Deletes what stands under an id, whole or not."""
         keys = [entry.key for entry in self.store.list(f"{FOLDER}{checkpoint}/")]

@@ -329,6 +329,10 @@ class Worker:
     def _delete(self, command: Command) -> list[events.Event]:
         ids = list(command["ids"])
         self._soon().again(lambda: self._checkpoints.delete(ids))
+        try:
+            self._checkpoints.clear(ids)
+        except StoreProblem as problem:
+            complain(f"what was never whole is not deleted yet: {problem}")
         return [events.DeletedFromStore(tuple(command["ids"]))]
 
     def _keep(self, command: Command) -> list[events.Event]:
