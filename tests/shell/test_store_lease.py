@@ -225,6 +225,37 @@ def test_a_lease_given_back_is_free_and_remembers_its_generation(store):
     assert LeaseKeeper(store, "run", "i-2").acquire().generation == 2
 
 
+def test_a_renewal_the_releasing_process_has_not_heard_of_keeps_no_lease(store):
+    keeper = LeaseKeeper(store, "run", "i-1")
+    lease = keeper.acquire()
+    keeper.renew(lease)  # by the daemon, say, while a worker was starting
+    keeper.release(lease)
+    assert LeaseKeeper(store, "run", "i-2").acquire().generation == 2
+
+
+def test_what_another_has_taken_over_is_not_given_back_for_it(store, clock):
+    store = Aged(store, clock)
+    keeper = LeaseKeeper(store, "run", "i-1", clock=clock)
+    lease = keeper.acquire()
+    clock.now += TTL + 5
+    LeaseKeeper(store, "run", "i-2", clock=clock).acquire()
+    before = document(store)
+    keeper.release(lease)
+    assert document(store) == before
+
+
+def test_the_last_generation_is_followed_by_none_that_nobody_could_read(store):
+    keeper = LeaseKeeper(store, "run", "i-1")
+    keeper.acquire()
+    last = document(store) | {"generation": 2**53 - 1}
+    store.put(KEY, json.dumps(last).encode())
+    with pytest.raises(StoreProblem) as caught:
+        keeper.acquire()
+    assert "last generation" in caught.value.message
+    assert "delete it" in caught.value.hint
+    assert document(store) == last
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -143,6 +143,12 @@ class LeaseKeeper:
             generation, acquired = found.generation + 1 if found else 1, self._clock()
             if found and current and self._is_still(found, current):
                 generation, acquired = current.generation, current.acquired
+            if generation >= _MAX_GENERATION:
+                # Written, it would be refused by every machine, this one included.
+                raise StoreProblem(
+                    f"lease.json in {self._store.location} has the last generation there is",
+                    hint="somebody wrote it by hand: delete it if no machine trains this run",
+                )
             lease = self._write(found, generation, acquired)
             if lease is not None:
                 return lease
@@ -173,8 +179,17 @@ class LeaseKeeper:
 
     def release(self, lease: Lease) -> None:
         """Lets it run out now. The object stays: it remembers the generation."""
-        known = _Found(lease.etag, self._holder, lease.generation, lease.acquired, 0.0)
-        self._write(known, lease.generation, lease.acquired, ttl=0.0)
+        known: _Found | None = _Found(
+            lease.etag, self._holder, lease.generation, lease.acquired, 0.0
+        )
+        for _ in range(_ATTEMPTS):
+            if self._write(known, lease.generation, lease.acquired, ttl=0.0) is not None:
+                return
+            known = self._read()  # renewed by another process of ours, or taken over?
+            if known is None or (known.holder, known.generation) != (
+                self._holder, lease.generation,
+            ):  # fmt: skip
+                return
 
     def _is_still(self, found: _Found, lease: Lease) -> bool:
         mine = (found.holder, found.generation) == (self._holder, lease.generation)

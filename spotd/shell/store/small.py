@@ -93,7 +93,10 @@ class SmallObjects:
             raise StoreProblem(f"{self._resource(key)} comes in another form than S3's")
         if len(data) > limit or answer.length:
             raise Damaged(f"{self._resource(key)} has more than {limit} bytes")
-        return Blob(data, answer.headers.get("etag", ""), age_of(answer.headers))
+        etag = answer.headers.get("etag", "")
+        if not etag:  # a write on condition of "" would be one without condition
+            raise StoreProblem("S3's answer was cut short: it has no ETag", retriable=True)
+        return Blob(data, etag, age_of(answer.headers))
 
     def close(self) -> None:
         """Lets go of connections."""
@@ -143,8 +146,8 @@ def _seconds(text: str) -> float | None:
         _, day, month, year, clock, zone = text.split()
         hour, minute, second = (int(part) for part in clock.split(":"))
         number = _MONTHS.index(month) + 1
-        if zone != "GMT":
+        if zone != "GMT" or not (0 <= hour < 24 and 0 <= minute < 60 and 0 <= second <= 60):  # noqa: PLR2004
             return None
         return float(calendar.timegm((int(year), number, int(day), hour, minute, second)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
