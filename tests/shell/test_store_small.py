@@ -125,6 +125,8 @@ WRITTEN = "Sun, 06 Nov 2026 08:49:37 GMT"
         ("Sun, 06 Nov 2026 08:50:37 GMT", "", None),
         ("today", WRITTEN, None),
         ("Sun, 06 Nov 2026 08:50:37 CET", WRITTEN, None),
+        ("Sun, 06 Nov 99999999999999999999 08:50:37 GMT", WRITTEN, None),
+        ("Sun, 06 Nov 2026 08:50:99999999999999999999 GMT", WRITTEN, None),
     ],
 )
 def test_the_age_of_an_object_is_told_by_the_stores_own_clock(date, written, age):
@@ -215,6 +217,58 @@ def test_a_renewal_under_way_does_not_take_back_what_is_given_back(daemon, setti
     daemon.client.release_lease(wait_seconds=20)
     found = lease_of(settings)
     assert found["expires"] == found["renewed"], "it was not given back, or taken again"
+
+
+def test_a_defect_in_the_renewal_leaves_it_to_a_worker(daemon, monkeypatch, capfd):
+    alone(daemon)
+
+    def defective(_self, _lease):
+        raise OverflowError("a number beyond all bounds")
+
+    monkeypatch.setattr("spotd.shell.store.renewal.LeaseKeeper.renew", defective)
+    daemon.client.renew_lease()
+    renewed = daemon.wait("LeaseRenewed", "LeaseRefused", "StoreFailed")
+    assert type(renewed).__name__ == "LeaseRenewed", renewed
+    assert "beyond all bounds" in capfd.readouterr().err
+
+
+def test_a_slow_renewal_does_not_undo_a_lease_taken_anew(daemon, monkeypatch):
+    alone(daemon)
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    renew = daemon.client._renewal.renew
+
+    def slow(lease):
+        found = renew(lease)
+        began.set()
+        assert go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(daemon.client._renewal, "renew", slow)
+    here = daemon.client._renew_here
+    monkeypatch.setattr(daemon.client, "_renew_here", lambda lease: (here(lease), ended.set()))
+    daemon.client.renew_lease()
+    assert began.wait(20)
+    with daemon.client._lock:  # as if it had run out meanwhile
+        daemon.client._lease = None
+    taken = daemon.open()
+    go_on.set()
+    assert ended.wait(20)
+    assert daemon.client._lease["generation"] == taken.generation == 2
+
+
+def test_an_answer_without_an_etag_is_no_condition_to_write_on(both, monkeypatch):
+    _, small = both
+    small.put("x", b"1")
+    ask = small._ask
+
+    def without(*arguments):
+        answer, data = ask(*arguments)
+        del answer.headers["etag"]
+        return answer, data
+
+    monkeypatch.setattr(small, "_ask", without)
+    with pytest.raises(StoreProblem):
+        small.get("x", limit=10)
 
 
 def test_keys_that_are_no_longer_good_are_looked_up_again_by_a_worker(daemon, settings):

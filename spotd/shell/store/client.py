@@ -165,7 +165,9 @@ class StoreClient:
             return
         with self._lock:
             self._renewing = False
-            self._lease = asdict(held) if held else None
+            # A worker may have taken it anew meanwhile: then this was about the one before.
+            if self._lease is not None and self._lease["generation"] == lease.generation:
+                self._lease = asdict(held) if held else None
             self._answered.notify_all()
         self._post(event)
 

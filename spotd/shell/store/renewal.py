@@ -7,6 +7,7 @@ S3 answers beside yes and "somebody else has it", the worker hears again.
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from spotd.core import events
@@ -59,6 +60,10 @@ class Renewal:
         except SpotdError:
             self._access = None  # it may be what was wrong
             raise
+        except Exception as error:
+            traceback.print_exc()
+            self._access = None
+            raise SpotdError(f"a defect in the renewal: {error!r}") from error
         return renewed, events.LeaseRenewed(renewed.seconds_left())
 
     def _objects(self) -> SmallObjects:
