@@ -16,7 +16,8 @@ from spotd.shell.store import aws, thin, transfer
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, Piece, StoreProblem
 from spotd.shell.store.restore import Restore
 from spotd.shell.store.settings import StoreSettings
-from spotd.shell.store.source import SourceGone
+from spotd.shell.store.source import SourceGone, UploadSource
+from spotd.shell.store.upload import Upload, UploadOrder
 from spotd.testing.faults import Fault, FaultProxy
 
 SIZE = 24 * MIB + 7
@@ -485,6 +486,34 @@ def test_the_manifest_is_not_written_when_the_lease_is_lost(tmp_path):
         Upload(bench.checkpoints, moving, order, lambda *_: None, lost).run()
     listing = bench.checkpoints.listing(bench.lanes)
     assert (listing.stored, listing.top_sequence) == ((), 1)
+    bench.close()
+
+
+def test_a_manifest_that_was_held_up_is_not_written_under_a_lease_that_ran_out(
+    tmp_path, monkeypatch
+):
+    bench = Bench(tmp_path, file_settings(tmp_path))
+    write_file(bench.directory / "a.pt", 1000)
+    put, asked = bench.store.put, []
+
+    def down(key, data, **conditions):
+        if not asked[1:]:
+            raise StoreProblem("S3 is busy", retriable=True)
+        return put(key, data, **conditions)
+
+    def ours():
+        asked.append(True)
+        if len(asked) > 1:  # while the store did not answer another machine took over
+            raise StoreProblem("the lease of this run is not ours any more")
+
+    monkeypatch.setattr(bench.store, "put", down)
+    source = UploadSource(str(bench.directory), "a.pt", "file")
+    order = UploadOrder("00000001-a.pt", 1, None, time.time(), source)
+    under = transfer.Transfer(bench.store, bench.lanes, Flow())
+    with pytest.raises(StoreProblem) as caught:
+        Upload(bench.checkpoints, under, order, lambda *_: None, ours).run()
+    assert "not ours" in caught.value.message
+    assert bench.checkpoints.listing(bench.lanes).stored == ()
     bench.close()
 
 

@@ -113,9 +113,13 @@ class Upload:
                 parts = self._send_files(tree, record, unchanged)
                 tree.check_unchanged()
                 manifest = self._manifest(identity, tree, parts)
-                self.still_ours()
                 data = schema.render_manifest(manifest)
-                self.transfer.again(lambda: home.store.put(manifest_key(order.id), data))
+
+                def publish() -> None:
+                    self.still_ours()  # at each try: an outage may outlast the lease
+                    home.store.put(manifest_key(order.id), data)
+
+                self.transfer.again(publish)
         except SourceGone:
             self._take_back(record)
             raise
