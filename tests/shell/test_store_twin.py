@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from storekit import MIB, unique_url
 
 from spotd.shell.store import thin
+from spotd.shell.store import twin as twin_module
 from spotd.shell.store.protocol import Cancelled, Damaged, Flow, NotFound, Piece
 from spotd.shell.store.settings import StoreSettings, open_store
 
@@ -92,6 +94,18 @@ def test_a_twin_that_was_killed_is_done_without_and_comes_back(bucket):
     wait_until(lambda: twin.over)
     bucket.receive(length=MIB)
     assert bucket.start_twin() is not twin
+
+
+def test_a_twin_that_meets_what_nobody_thought_of_keeps_nobody_waiting(bucket, capfd):
+    twin = bucket.start_twin()
+    waiting = twin_module._Waiting()
+    with twin._lock:
+        twin._waiting[7] = waiting
+    # No descriptor came with it, as when it has too many open.
+    twin._socket.send(json.dumps([7, 0, MIB, bucket.store.algorithm.label(0), "GET /"]).encode())
+    assert waiting.done.wait(20)
+    assert waiting.answer is None  # Lost: this process does it itself
+    assert "IndexError" in capfd.readouterr().err
 
 
 def test_a_stopped_transfer_writes_nothing_more(bucket):

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +191,9 @@ def _carry_out(  # noqa: PLR0917 - a thread's arguments
         answer = {"problem": problem.message, "hint": problem.hint, "again": problem.retriable}
     except OSError as error:
         answer = {"problem": f"cannot write: {error.strerror}", "hint": "", "again": False}
+    except BaseException:  # noqa: BLE001 - no memory, say: the parent must not wait for ever
+        traceback.print_exc()
+        os._exit(1)  # all that was under way is Lost, and done by the parent
     finally:
         for each in descriptors:
             os.close(each)
