@@ -40,7 +40,10 @@ def run(options: argparse.Namespace) -> int:
     target = options.to or settings.checkpoints.directory
     if options.to is None:
         _refuse_under_a_trainer(settings)
-    listing = list_checkpoints(settings.store, settings.run)
+    try:
+        listing = list_checkpoints(settings.store, settings.run)
+    except SpotdError as e:
+        raise UnavailableError(e.message, hint=e.hint) from e
     wanted = choose(list(listing.stored), options.checkpoint)
     progress = _Progress(quiet=options.json or not sys.stderr.isatty())
     for number, one in enumerate(wanted):

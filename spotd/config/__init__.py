@@ -78,11 +78,12 @@ def load(path: str | None) -> Settings:
     except FileNotFoundError:
         raise ConfigError(
             f"{source}: there is no such file",
-            hint="write one (`spotd user-data` and docs/configuration.md show how), "
+            hint="write one (docs/getting-started.md and docs/configuration.md show how), "
             "or name another with --config or $SPOTD_CONFIG",
         ) from None
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
+        hint = "use sudo" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}", hint=hint) from None
     except ValueError:  # a NUL in the path
         raise ConfigError("the configuration's path is no path") from None
     if len(content) > _LARGEST:

@@ -179,6 +179,15 @@ def test_restore_fetches_and_verifies_into_another_directory(trained, tmp_path):
     assert "not in the store" in missing.stderr
 
 
+def test_restore_from_a_store_that_does_not_answer_exits_69(build, tmp_path):
+    machine = build(s3=True, endpoint_url="http://127.0.0.1:9")
+    machine.configure()
+    done = machine.spotd("restore", "--to", str(tmp_path / "elsewhere"))
+    assert done.returncode == 69
+    assert "no answer from http://127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_restore_under_a_running_daemon_is_refused(trained):
     refused = trained.spotd("restore")
     assert refused.returncode == 1
