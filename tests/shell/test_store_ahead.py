@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from spotd.core import actions, events
 from spotd.shell.store import ahead as ahead_module
 from spotd.shell.store import transfer as transfer_module
 from spotd.shell.store.ahead import Ahead, AheadOrder
+from spotd.shell.store.aheads import Aheads
 from spotd.shell.store.protocol import Flow, StoreProblem
 from spotd.shell.store.record import open_records
 from spotd.shell.store.settings import StoreSettings
@@ -354,6 +356,69 @@ def test_the_big_files_of_a_directory_go_up_side_by_side(going):
         assert going.stored(name, "00000001-step-7") == content
     assert stored.ahead >= 6 * PART
     assert going.multiparts() == []
+
+
+def test_a_directory_that_gets_its_final_name_is_not_taken_for_one_that_has_gone(going):
+    folder = going.bench.directory / "tmp-step-7"
+    folder.mkdir()
+    content = os.urandom(4 * PART)
+    going.begin("tmp-step-7", checkpoint="00000001-step-7")
+    with (folder / "model.bin").open("wb") as file:
+        file.write(content)
+        file.flush()
+        going.wait_for(3)
+    folder.rename(going.bench.directory / "step-7")
+    going.thread.join(1.0)  # several looks long
+    assert going.thread.is_alive()
+    stored = going.upload("step-7", checkpoint="00000001-step-7", kind="directory")
+    assert going.stored("model.bin", "00000001-step-7") == content
+    assert stored.ahead >= 3 * PART
+    assert going.multiparts() == []
+
+
+def test_a_directory_that_has_gone_ends_it(going):
+    folder = going.bench.directory / "tmp-step-7"
+    folder.mkdir()
+    going.begin("tmp-step-7", checkpoint="00000001-step-7")
+    write_file(folder / "model.bin", 3 * PART)
+    going.wait_for(2)
+    shutil.rmtree(folder)
+    going.ended()
+    assert going.nothing_is_left()
+
+
+def test_what_an_upload_has_been_asked_of_is_not_dropped_for_the_next_that_grows(going):
+    bench = going.bench
+    aheads = Aheads(bench.checkpoints, str(bench.directory), None, 3, lambda *_: None)
+    content = os.urandom(4 * PART)
+    (bench.directory / NAME).write_bytes(content)
+    first = {"id": ID, "name": NAME, "limit": 1 << 40, "expected": 0, "urgent": True}
+    aheads.begin(first, Flow())
+    going.ahead = first["ahead"]
+    running = threading.Thread(target=aheads.run, args=(first,))
+    running.start()
+    until(lambda: sum(len(b.parts) for r in going.records() for b in r.begun.values()) >= 3)
+    # Both come in one turn; the thread that uploads has not had its own yet.
+    going.ahead = aheads.claim(ID)
+    second = {**first, "id": "00000002-step-8.pt", "name": "step-8.pt"}
+    aheads.begin(second, Flow())
+    running.join(20)
+    assert not running.is_alive()
+    stored = going.upload()
+    assert going.stored() == content
+    assert stored.sent - stored.ahead <= PART  # the last part only
+    assert going.multiparts() == []
+
+
+def test_an_upload_in_a_hurry_waits_for_nothing_that_a_limit_holds_up(going):
+    content = os.urandom(4 * PART)
+    (going.bench.directory / NAME).write_bytes(content)
+    flow = Flow(bytes_per_second=MIB / 4)  # a part takes twenty seconds and more
+    going.begin(NAME, flow=flow)
+    until(lambda: flow.wire >= 2 * MIB)
+    going.upload()
+    assert going.stored() == content
+    assert flow.wire < 3 * PART  # all three lanes were in the middle of one
 
 
 def test_an_outage_in_the_middle_costs_nothing_but_time(tmp_path, seaweed, monkeypatch):

@@ -126,6 +126,7 @@ class Ahead:
         self._state = threading.Condition()  # of all that follows
         self._stage = "new"  # then "sending", "ending", "over"
         self._record: UploadRecord | None = None
+        self._claimed = False
         self._taken = False
         self._keep = False
         self._flying: set[tuple[str, int]] = set()
@@ -137,25 +138,33 @@ class Ahead:
         """Stops it, and counts what went over the wire."""
         return self._transfer.flow
 
-    def hand_over(self) -> UploadRecord | None:
+    def claim(self) -> None:
+        """An upload of it has been asked for and will come: nothing of it is dropped any more."""
+        with self._state:
+            self._claimed = True
+
+    def hand_over(self, flow: Flow) -> UploadRecord | None:
         """The checkpoint is whole: begins nothing more, and returns the record of what went up.
 
         The record is the caller's from then on, who ends with `end`. None: there is nothing
-        that is not in the record on the disk.
+        that is not in the record on the disk. `flow` is the caller's: where it has no limit,
+        nothing waits for what has one.
         """
         with self._state:
             self._closing.set()
             while self._stage == "ending":
                 self._state.wait()
             self._taken = self._stage == "sending"
+            if self._taken and self.flow.limited and not flow.limited:
+                self.flow.stop()
             return self._record if self._taken else None
 
     def stop(self, *, keep: bool) -> None:
         """Ends it now; what went up is dropped, or left on record (`keep`, or handed over)."""
         with self._state:
-            self._keep = keep
+            self._keep = self._keep or keep
             self._closing.set()
-            if not self._taken:
+            if not (self._taken or self._claimed):
                 self.flow.stop()
 
     def end(self) -> None:
@@ -216,7 +225,7 @@ class Ahead:
     def _finish(self) -> None:
         with self._state:
             self._stage = "over" if self._taken else "ending"
-            record, taken, keep = self._record, self._taken, self._keep
+            record, taken, keep = self._record, self._taken, self._keep or self._claimed
             self._state.notify_all()
         try:
             if record is not None and not taken:
@@ -253,6 +262,14 @@ class Ahead:
                     self._open(root, path, entry)
         return seen.kind == "file"
 
+    def _look_again(self, root: int) -> None:
+        try:
+            self._look(root)
+        except FileNotFoundError:
+            # Whole, and under its final name by now? Then what is open still has a name.
+            if all(growing.over for growing in self._files.values()):
+                raise
+
     def _worth_it(self, path: str, entry: FileEntry) -> bool:
         name = path.rpartition("/")[2]
         if entry.path and (is_temporary(name) or name.startswith(".")):
@@ -283,7 +300,7 @@ class Ahead:
                 raise SwappedError("it has gone")
             began = time.monotonic()
             if not single and began >= look_at:
-                self._look(root)
+                self._look_again(root)
                 now = time.monotonic()
                 look_at = now + max(_LOOK, _LOOK_SHARE * (now - began))
             self._closing.wait(_TICK)

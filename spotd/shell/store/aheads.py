@@ -45,6 +45,7 @@ class Aheads:
         self._owner = owner
         self._lanes = min(LANES, lanes)
         self._current: Ahead | None = None
+        self._claimed: Ahead | None = None
 
     def begin(self, command: Command, flow: Flow) -> None:
         """Prepares what `run` will do in the lane; what went before makes room."""
@@ -72,10 +73,17 @@ class Aheads:
         if self._current is not None:
             self._current.stop(keep=keep)
 
-    def of(self, checkpoint: str) -> Ahead | None:
-        """Returns what sends this checkpoint ahead, if that was asked for last."""
-        current = self._current
-        return current if current is not None and current.id == checkpoint else None
+    def claim(self, checkpoint: str) -> Ahead | None:
+        """Returns what sends this checkpoint ahead, for an upload that will begin in a moment.
+
+        The next to be sent ahead may be asked for before it has begun.
+        """
+        for each in (self._current, self._claimed):
+            if each is not None and each.id == checkpoint:
+                each.claim()
+                self._claimed = each
+                return each
+        return None
 
     def run(self, command: Command) -> list[events.Event]:
         """Sends until it is taken over or stopped; nothing comes of it that must be known."""

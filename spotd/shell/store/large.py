@@ -74,6 +74,8 @@ class LargeFile:
 
     def _drop(self, begun: Begun) -> None:
         self._count(-self._counted)
+        if self.ahead is not None:
+            self.ahead.end()  # no part of it arrives behind the abort, or in the next one's record
         self.ahead = None
         self.transfer.again(lambda: self.transfer.store.abort(self.key, begun.upload))
         self.record.forget(self.path)

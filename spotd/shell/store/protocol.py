@@ -160,6 +160,11 @@ class Flow:
         if wait > 0:
             self._rest(wait)
 
+    @property
+    def limited(self) -> bool:
+        """Whether it keeps to so many bytes a second."""
+        return self._rate is not None
+
     def turn(self) -> None:
         """Waits until another part may begin; raises Cancelled like `check`.
 

@@ -134,7 +134,7 @@ class Upload:
     def _taken_over(self) -> tuple[UploadRecord, int]:
         """Returns the record to go on with, and the bytes that went up ahead of this upload."""
         home = self.checkpoints
-        record = None if self.ahead is None else self.ahead.hand_over()
+        record = None if self.ahead is None else self.ahead.hand_over(self.transfer.flow)
         if record is None:
             self.ahead = None
         if self.ahead is None or record is None:
@@ -180,7 +180,10 @@ class Upload:
     def _drop_strays(self, record: UploadRecord, wanted: set[str]) -> None:
         """Aborts what was begun of files that are not there any more, or too small for parts."""
         store = self.transfer.store
-        for path in record.begun.keys() - wanted:
+        strays = record.begun.keys() - wanted
+        if strays and self.ahead is not None:
+            self.ahead.end()  # a part that arrives behind the abort would stay, and cost
+        for path in strays:
             abort = functools.partial(
                 store.abort, object_key(self.order.id, path), record.begun[path].upload
             )

@@ -117,6 +117,7 @@ class Worker:
             self._upload_flow.stop()  # an upload that is under way makes room
         if command["do"] == "upload":
             command["flow"] = self._upload_flow = self._flow(urgent=command["urgent"])
+            command["ahead"] = self._aheads.claim(command["id"])
         if command["do"] == "ahead":
             self._aheads.begin(command, self._flow(urgent=command["urgent"]))
         if command["do"] == "stop_ahead":
@@ -282,7 +283,7 @@ class Worker:
         try:
             stored = Upload(
                 self._checkpoints, transfer, order, told,
-                lambda: self._still_ours(order.generation), self._aheads.of(checkpoint),
+                lambda: self._still_ours(order.generation), command["ahead"],
             ).run()  # fmt: skip
         except SourceGone as error:
             return [events.UploadFailed(checkpoint, error.message, error.hint, gone=True)]
