@@ -86,6 +86,8 @@ class Reloader:
         if problem := permission_problem(fresh.source_path, fresh):
             raise ConfigError(problem)
         changed = [name for name in FIXED if getattr(fresh, name) != getattr(old, name)]
+        if fresh.trainer.user != old.trainer.user:
+            changed.append("trainer.user")  # who may use the sockets, and owns what is restored
         if changed:
             raise ConfigError(
                 f"{', '.join(changed)} cannot change while spotd runs",

@@ -117,6 +117,16 @@ def test_whoever_asks_is_told_why_nothing_was_taken_over(daemon, change, words):
     assert daemon.said == [False, True]
 
 
+def test_another_user_of_the_trainer_is_not_taken_over(daemon, tmp_path):
+    daemon.reloader.ready.set()
+    path = tmp_path / "spotd.toml"
+    path.write_text(path.read_text().replace("[trainer]\n", '[trainer]\nuser = "nobody"\n'))
+    problem = daemon.reloader.reload()
+    assert problem is not None
+    assert problem.message.startswith("trainer.user cannot change")
+    assert daemon.settings.trainer.user is None
+
+
 def test_a_file_that_anybody_may_write_is_not_taken_over(daemon):
     daemon.reloader.ready.set()
     daemon.write(100)
