@@ -148,19 +148,22 @@ class CheckpointStore:
             self.drop(record)
 
     def clear(self, ids: Iterable[str]) -> None:
-        """Deletes objects older than the newest of `ids` that no manifest belongs to.
+        """Deletes objects that no manifest belongs to, up to the first whole one after `ids`.
 
-        They are what a deletion that was cut off left, or a machine whose disk is lost. With
-        `ids` superfluous, newer ones are whole: nobody may complete what is older any more.
+        They are what a deletion that was cut off left, or a machine whose disk is lost. Where
+        `ids` are superfluous, newer ones are whole: nobody may complete what is older any more.
         """
-        below = max((parse_checkpoint_id(each) or (0, ""))[0] for each in ids)
+        deleted = max((parse_checkpoint_id(each) or (0, ""))[0] for each in ids)
+        never_whole: list[str] = []
         for checkpoint in self.ids():
-            known = parse_checkpoint_id(checkpoint)
-            if known is None or known[0] > below:
-                continue
             keys = [entry.key for entry in self.store.list(f"{FOLDER}{checkpoint}/")]
             if manifest_key(checkpoint) not in keys:
-                self.store.delete(keys)
+                never_whole += keys
+            elif (parse_checkpoint_id(checkpoint) or (0, ""))[0] > deleted:
+                # Not before one was seen: what is newer than all may be on its way.
+                if never_whole:
+                    self.store.delete(never_whole)
+                return
 
     def delete_objects(self, checkpoint: str) -> None:
         """Deletes what stands under an id, whole or not."""
