@@ -33,6 +33,8 @@ def test_a_notice_saves_and_stores_and_after_stop_and_start_it_goes_on_at_the_sa
     assert training.instance.stop() == 0
 
     # Whether the notice is gone after the start is not documented: this one is still there.
+    # The boot is after its time, also in whole seconds, which is how both are told here.
+    training.instance.until(lambda: time.monotonic() > begun + 9, "the boot to be a later one")
     training.instance.start()
     training.until_training()
     assert training.resumed_at() == [0, saved]

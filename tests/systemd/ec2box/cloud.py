@@ -167,8 +167,13 @@ class Cloud:
         )
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def read(self, key: str) -> bytes:
-        answer = self.net.call(self._client().get_object, Bucket=self.bucket, Key=key)
+    def read(self, key: str) -> bytes | None:
+        """What is under the key; None: nothing, or no longer."""
+        client = self._client()
+        try:
+            answer = self.net.call(client.get_object, Bucket=self.bucket, Key=key)
+        except client.exceptions.NoSuchKey:
+            return None
         return answer["Body"].read()
 
     def put(self, key: str, data: bytes) -> None:

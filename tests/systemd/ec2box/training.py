@@ -108,7 +108,8 @@ class Training:
         """The manifests in the bucket, oldest first: what exists in the store."""
         keys = self.cloud.keys(f"spotd/{self.run}/checkpoints/")
         names = [key for key in keys if key.endswith("/MANIFEST.json")]
-        return [json.loads(self.cloud.read(key)) for key in sorted(names)]
+        found = [self.cloud.read(key) for key in sorted(names)]
+        return [json.loads(text) for text in found if text is not None]  # since deleted
 
     def stored_step(self) -> int:
         """The step of the newest checkpoint in the store, 0 when there is none."""
