@@ -6,7 +6,6 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spotd.config import load
 from spotd.core.words import readable
 from spotd.errors import EXIT_DONE, EXIT_FAILED
 
@@ -34,6 +33,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     Raises:
         ConfigError: It cannot be used.
     """
+    from spotd.config import load  # noqa: PLC0415 - `spotd run` starts a process first
+
     return load(options.config)
 
 

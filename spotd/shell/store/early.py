@@ -14,10 +14,16 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from spotd.shell.store.wire import Channel
-
 if TYPE_CHECKING:
     from spotd.shell.store.settings import StoreSettings
+    from spotd.shell.store.wire import Channel
+
+
+class Begun(NamedTuple):
+    """A worker that knows nothing yet, and our end of the line to it."""
+
+    popen: subprocess.Popen[bytes]
+    connection: socket.socket
 
 
 class Spawned(NamedTuple):
@@ -31,13 +37,28 @@ class Spawned(NamedTuple):
     channel: Channel
 
 
-def spawn(settings: StoreSettings, run: str, *, early: bool) -> Spawned:
-    """Starts a worker; returns at once.
+def spawn(settings: StoreSettings, run: str, *, early: bool, begun: Begun | None = None) -> Spawned:
+    """Starts a worker and tells it about the store; returns at once.
 
     Args:
         settings: Which store.
         run: The run's name.
         early: Nothing is asked of it yet, so it imports and looks for credentials first.
+        begun: One that has been started already.
+
+    Raises:
+        OSError: There is no memory or no process to be had, or the worker has died.
+    """
+    from spotd.shell.store.wire import Channel  # noqa: PLC0415 - a process is started first
+
+    popen, ours = begun or begin()
+    channel = Channel(ours)
+    channel.send({"settings": asdict(settings), "run": run, "early": early})
+    return Spawned(popen, ours, channel)
+
+
+def begin() -> Begun:
+    """Starts a worker that gets its own imports done; returns at once.
 
     Raises:
         OSError: There is no memory or no process to be had.
@@ -57,9 +78,7 @@ def spawn(settings: StoreSettings, run: str, *, early: bool) -> Spawned:
         except OSError:
             ours.close()
             raise
-    channel = Channel(ours)
-    channel.send({"settings": asdict(settings), "run": run, "early": early})
-    return Spawned(popen, ours, channel)
+    return Begun(popen, ours)
 
 
 def reap(popen: subprocess.Popen[bytes]) -> int | None:
