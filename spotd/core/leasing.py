@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RETRY_MIN = 2.0  # seconds between tries while the store fails, doubled to RETRY_MAX
 RETRY_MAX = 60.0
+LEASE_DOUBLED = 2  # times, for a lease that still holds: somebody else waits for its end
 RECHECK = 30.0  # seconds between looks at a lease that somebody else holds
 RETRY_URGENT = 1.0  # the same while a deadline runs
 LEASE_SHARE = 1 / 3  # of the lease's time after which it is renewed
@@ -256,7 +257,7 @@ def on_failed(t: Turn, event: on.StoreFailed) -> None:
     if event.operation == "open":
         t.set_store(status="failed", opening=False)
     elif event.operation == "lease":
-        t.set_store(renewing=False)
+        t.set_store(renewing=False, failures=min(store.failures, LEASE_DOUBLED))
     elif event.operation == "delete":
         t.set_store(
             deleting=False,

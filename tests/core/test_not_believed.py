@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from spotd.cli import status as status_verb
 from spotd.core import actions as do
 from spotd.core import events as on
+from spotd.core import leasing
 from spotd.core.checkpoint import StoredCheckpoint
 from spotd.core.lifecycle import step
 from spotd.core.state import Now, Policy, State
@@ -48,6 +51,21 @@ def test_the_newest_that_is_not_believed_is_said_once_and_shown():
     shown = status_of(state, Now(402.0, 402.0))
     assert shown["store"]["damaged"] == ["00000002-b.pt"]
     assert "passed over as damaged: 00000002-b.pt" in status_verb.render(shown)
+
+
+def test_a_lease_that_still_holds_is_tried_to_be_renewed_to_its_very_end():
+    state, _ = opened(begun(), 1.0)
+    tried, mono = [], 402.0
+    while mono < state.store.lease_until - 1:
+        mono += 1.0
+        state, actions = step(state, on.Tick(), Now(mono, mono))
+        if any(isinstance(a, do.RenewLease) for a in actions):
+            tried.append(mono)
+            state, _ = step(state, on.StoreFailed("lease", "gone"), Now(mono, mono))
+    assert state.store.status == "open"
+    longest = leasing.RETRY_MIN * 2**leasing.LEASE_DOUBLED + 1
+    assert max(b - a for a, b in pairwise(tried)) <= longest
+    assert mono - tried[-1] <= longest
 
 
 def test_its_number_is_not_given_to_another():
