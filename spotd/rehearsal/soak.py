@@ -233,10 +233,14 @@ class Soak:
         prefix = "soak/soak/"
         happened = self.weather.happened
         forgotten = 2 * happened["new disk"] + happened["disk full"]
-        found = left_in_bucket(client, BUCKET, prefix, keep=KEEP, forgotten=forgotten)
+        events = self.stage.events()
+        rejected = {e.get("checkpoint", "") for e in events if e["event"] == "checkpoint_rejected"}
+        found = left_in_bucket(
+            client, BUCKET, prefix, keep=KEEP, forgotten=forgotten, rejected=rejected
+        )
         self.wrong += [f"left in the bucket: {x}" for x in found]
         client.close()
-        defects = {e["message"] for e in self.stage.events() if e["event"] == "defect"}
+        defects = {e["message"] for e in events if e["event"] == "defect"}
         log = self.stage.log.read_text(errors="replace")
         self.wrong += [f"a defect: {x}" for x in sorted(defects)]
         if not defects and ("Traceback" in log or "a defect in spotd" in log):

@@ -92,12 +92,14 @@ def left_on_disk(stage: Stage) -> list[str]:
 
 
 def left_in_bucket(
-    client: Any, bucket: str, prefix: str, *, keep: int, forgotten: int
+    client: Any, bucket: str, prefix: str, *, keep: int, forgotten: int, rejected: set[str]
 ) -> list[str]:
     """Returns what should not be in the bucket: parts, objects without a manifest, a lease held.
 
-    What was begun and is on no record any more, since the disk was lost or full, is for the
-    bucket's lifecycle rule; there can be one of that for each of the `forgotten` times.
+    Parts that are on no record any more, since the disk was lost or full, are for the bucket's
+    lifecycle rule, and objects go when something older is deleted: there can be one of these
+    for each of the `forgotten` times, but no object older than what is kept. What was
+    `rejected` (ids) is never deleted.
     """
     found = []
     parts = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
@@ -107,10 +109,12 @@ def left_in_bucket(
         keys += [o["Key"].removeprefix(prefix) for o in page.get("Contents", [])]
     checkpoints = {k.split("/")[1] for k in keys if k.startswith("checkpoints/")}
     whole = {k.split("/")[1] for k in keys if k.endswith("/MANIFEST.json")}
-    found += [f"{i} without a manifest" for i in sorted(checkpoints - whole)]
+    stale = {i for i in checkpoints - whole if i < min(whole, default="")}
+    found += [f"{i} without a manifest" for i in sorted(checkpoints - whole - stale)]
     if len(found) <= forgotten:
         found = []
-    if len(whole) > keep + 1:  # the run is over before the oldest is deleted
+    found += [f"{i} without a manifest, and older than what is kept" for i in sorted(stale)]
+    if len(whole - rejected) > keep:
         found.append(f"{len(whole)} checkpoints, where {keep} are to be kept")
     lease = json.loads(client.get_object(Bucket=bucket, Key=f"{prefix}lease.json")["Body"].read())
     if parse_time(lease["expires"]) > parse_time(lease["renewed"]) + 1:
