@@ -66,7 +66,7 @@ REASONS: Mapping[str, str] = {
     # --- imds
     "imds.endpoint": "The address of every EC2 instance.",
     "imds.poll_interval": "What the user guide recommends. A notice is then seen 2.5 s late on "
-    "average, of 120 s, for 0.15 % of a core.",
+    "average, of 120 s, for 0.07 % of a core.",
     "imds.timeout": "The service answers in milliseconds. A poll that hangs longer has cost less "
     "than half of the interval, and the next one finds a new connection.",
     "imds.v1_fallback": "IMDSv1 answers whoever can have the machine fetch a URL, and with it go "
