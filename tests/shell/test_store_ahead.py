@@ -269,6 +269,30 @@ def test_what_never_became_a_checkpoint_is_swept_when_the_next_one_is_stored(goi
     assert going.records() == []
 
 
+def test_a_checkpoint_is_stored_also_where_what_never_became_one_cannot_be_swept(
+    going, monkeypatch
+):
+    write_file(going.bench.directory / TEMPORARY, 3 * PART)
+    going.begin()
+    going.wait_for(2)
+    going.ahead.stop(keep=True)
+    going.ended()
+    assert len(going.records()) == 1
+    going.ahead = None
+    write_file(going.bench.directory / "step-8.pt", 1000)
+
+    def refused(_key, _upload):
+        raise StoreProblem("access denied: AbortMultipartUpload")
+
+    monkeypatch.setattr(going.bench.store, "abort", refused)
+    stored = going.upload("step-8.pt", checkpoint="00000002-step-8.pt")
+    assert stored.size == 1000
+    assert len(going.records()) == 1  # another upload comes back to it
+    monkeypatch.undo()
+    going.bench.checkpoints.sweep(2)
+    assert going.multiparts() == []
+
+
 def test_an_upload_of_a_later_process_takes_over_and_believes_nothing(going):
     path = going.bench.directory / NAME
     path.write_bytes(os.urandom(6 * PART + 9))

@@ -126,7 +126,10 @@ class Upload:
         finally:
             record.close()
         record.keep_as(home.uploads / _STORED_RECORD)
-        home.sweep(identity[0])
+        try:
+            home.sweep(identity[0])
+        except StoreProblem as problem:
+            self.transfer.on_trouble(problem)  # it is stored; the next one sweeps again
         seconds = time.monotonic() - started
         sent = self.transfer.flow.wire + ahead
         return Stored(manifest.size, sent, unchanged.copied, seconds, ahead)
