@@ -254,6 +254,7 @@ def test_a_slow_renewal_does_not_undo_a_lease_taken_anew(daemon, monkeypatch):
     go_on.set()
     assert ended.wait(20)
     assert daemon.client._lease["generation"] == taken.generation == 2
+    assert daemon.events.empty()  # nor says that we have lost it to ourselves
 
 
 def test_an_answer_without_an_etag_is_no_condition_to_write_on(both, monkeypatch):

@@ -166,10 +166,12 @@ class StoreClient:
         with self._lock:
             self._renewing = False
             # A worker may have taken it anew meanwhile: then this was about the one before.
-            if self._lease is not None and self._lease["generation"] == lease.generation:
+            same = self._lease is not None and self._lease["generation"] == lease.generation
+            if same:
                 self._lease = asdict(held) if held else None
             self._answered.notify_all()
-        self._post(event)
+        if same:
+            self._post(event)
 
     def release_lease(self, wait_seconds: float = 0.0) -> None:
         """Gives the lease back, waiting for at most that long; nothing comes back."""
