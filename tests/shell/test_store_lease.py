@@ -10,6 +10,7 @@ import pytest
 from storekit import file_settings, unique_url
 
 from spotd.core.manifest import parse_time, render_time
+from spotd.shell.store import aws, worker
 from spotd.shell.store.lease import KEY, TTL, LeaseHeld, LeaseKeeper
 from spotd.shell.store.protocol import StoreProblem
 from spotd.shell.store.settings import StoreSettings, open_store
@@ -242,6 +243,11 @@ def test_what_another_has_taken_over_is_not_given_back_for_it(store, clock):
     before = document(store)
     keeper.release(lease)
     assert document(store) == before
+
+
+def test_a_manifest_on_its_way_is_given_up_before_the_lease_it_was_begun_under_is_over():
+    assert worker._LEASE_SLACK > aws.CONNECT_TIMEOUT + aws.PROGRESS_TIMEOUT
+    assert worker._LEASE_SLACK < TTL / 3  # a renewal that is late by a little is no reason
 
 
 def test_the_last_generation_is_followed_by_none_that_nobody_could_read(store):

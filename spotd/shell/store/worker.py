@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 Command = dict[str, Any]
 _PEACE_LANES = 4  # 85 MB/s each at S3: ahead of any disk a trainer writes to meanwhile
-_LEASE_SLACK = 5.0  # seconds a manifest may take to be written
+_LEASE_SLACK = 15.0  # seconds a manifest may take to be written: the time-outs of one request
 _SOON = 5.0  # seconds for which small things are tried again before they have failed
 
 
