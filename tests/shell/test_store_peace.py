@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -70,6 +71,17 @@ def test_what_was_used_for_something_else_holds_up_an_upload_for_seconds_only():
         machine.passes(wait)
         waited += wait
     assert 1.0 < waited < 3.0
+
+
+def test_while_something_else_in_the_process_is_busy_all_the_time_it_has_its_turns_still():
+    machine, turns = Machine(), []
+    while machine.time < 60:
+        wait = machine.allowance.wait()
+        if wait == 0:
+            turns.append(machine.time)
+        machine.passes(wait or 0.05, used=wait or 0.05)
+    assert turns[-1] > 50
+    assert max(b - a for a, b in pairwise(turns)) < 5
 
 
 def test_the_kernel_says_how_idle_the_machine_is():

@@ -70,6 +70,7 @@ class Allowance:
         self._last = (clock(), used(), idle())
         self._rate = SHARE * cores  # core seconds a second
         self._left = _AHEAD
+        self._granted = clock()  # the last turn: there is one even while others in here are busy
 
     def wait(self) -> float:
         """Returns the seconds to wait before looking again; 0: go on."""
@@ -85,6 +86,7 @@ class Allowance:
                 self._last = (now, used, idle)
                 used_then = used
             short = (used - used_then) - self._left
-            if short <= 0:
+            if short <= 0 or now - self._granted > 2 * _PATIENCE:
+                self._granted = now
                 return 0.0
             return min(_LONGEST, max(_SAMPLE, short / self._rate))
