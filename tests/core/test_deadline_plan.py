@@ -91,8 +91,8 @@ def test_one_that_does_not_fit_lets_the_older_be_finished_and_says_so(machine):
     assert not machine.done(do.StopUploads)
     assert machine.said("not_in_time") == [
         (
-            "storing new.pt takes about 200 s, 89 s are left: old.pt is finished first, and what is "
-            "missing of it goes up after the restart"
+            "storing new.pt takes about 200 s, 89 s are left: old.pt is finished first, "
+            "and what is missing of it goes up after the restart"
         )
     ]
     machine.tell(on.Uploaded(old, 4_000 * MB, 4_000 * MB, 40.0, 100.0 * MB), after=40.0)
