@@ -235,6 +235,15 @@ class RealScene(Scene):
         before = [] if machine else self._before
         return before + self._stages[machine].events()
 
+    def wait_state(self, name: str, machine: int = 0) -> None:
+        super().wait_state(name, machine)
+        if name == "backing-off":  # decided; now on record too, for whoever kills it next
+            self.until(lambda: self._trainer_on_record(machine) is None, "the record of it")
+
+    def _trainer_on_record(self, machine: int) -> Any:
+        [record] = self._stages[machine].runtime.glob("*.state.json")
+        return json.loads(record.read_text())["trainer"]
+
     def status(self, machine: int = 0) -> dict[str, Any]:
         return self._stages[machine].status()
 
