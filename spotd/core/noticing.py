@@ -88,12 +88,17 @@ def advance_metadata(t: Turn) -> None:
         _announce_blind(t, t.state.metadata.reason)
 
 
+def _ask_for_checkpoint(t: Turn, policy: str) -> bool:
+    """Returns whether the trainer was asked: as the policy wants it, and not in a drain."""
+    wanted = policy == "checkpoint" and t.state.interruption is None
+    return wanted and training.ask_for_checkpoint(t)
+
+
 def _on_rebalance(t: Turn, when: str) -> None:
     policy = t.policy.on_rebalance
     if policy == "ignore":
         return
-    asked = policy == "checkpoint" and t.state.interruption is None
-    asked = asked and training.ask_for_checkpoint(t)
+    asked = _ask_for_checkpoint(t, policy)
     then = "asking for a checkpoint" if asked else "training goes on"
     t.announce(
         "rebalance_recommended",
@@ -106,8 +111,7 @@ def _on_scheduled(t: Turn, event_id: str, code: str, not_before: str) -> None:
     policy = t.policy.on_scheduled_event
     if policy == "ignore":
         return
-    asked = policy == "checkpoint" and t.state.interruption is None
-    asked = asked and training.ask_for_checkpoint(t)
+    asked = _ask_for_checkpoint(t, policy)
     then = ": asking for a checkpoint" if asked else ""
     t.announce(
         "scheduled_event", f"EC2 has scheduled {code} ({event_id}) for {not_before}{then}", 5
