@@ -56,3 +56,16 @@ def seaweed(tmp_path_factory):
         server.make_bucket("spotd-test")
         yield server
         server.kill()  # its own way to end takes ten seconds, and nobody needs its data
+
+
+@pytest.fixture
+def bucket(seaweed):
+    """A client that sees the bucket, and can spoil it, whatever the network does."""
+    import botocore.session
+
+    client = botocore.session.Session().create_client(
+        "s3", region_name="us-east-1", endpoint_url=seaweed.endpoint_url,
+        aws_access_key_id=seaweed.access_key, aws_secret_access_key=seaweed.secret_key,
+    )  # fmt: skip
+    yield client
+    client.close()

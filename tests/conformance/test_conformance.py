@@ -19,19 +19,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bucket(seaweed):
-    """A client that sees the bucket whatever the network does."""
-    import botocore.session
-
-    client = botocore.session.Session().create_client(
-        "s3", region_name="us-east-1", endpoint_url=seaweed.endpoint_url,
-        aws_access_key_id=seaweed.access_key, aws_secret_access_key=seaweed.secret_key,
-    )  # fmt: skip
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def played(tmp_path, seaweed, bucket):
     """Plays a scenario in both worlds; fails where they differ."""
 

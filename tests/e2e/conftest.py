@@ -70,19 +70,6 @@ def as_root():
 
 
 @pytest.fixture
-def bucket(seaweed):
-    """A client for looking into the bucket, and for spoiling what is there."""
-    import botocore.session
-
-    client = botocore.session.Session().create_client(
-        "s3", region_name="us-east-1", endpoint_url=seaweed.endpoint_url,
-        aws_access_key_id=seaweed.access_key, aws_secret_access_key=seaweed.secret_key,
-    )  # fmt: skip
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def network(seaweed):
     """What lies between the machine and S3, and can be spoiled."""
     from spotd.testing.faults import FaultProxy
