@@ -100,7 +100,7 @@ def stop(t: Turn, *, kill_in: float | None) -> None:
         t.set_trainer(kill_at=t.now.mono + kill_in)
     if trainer.pid is None:
         return  # it is just being started; `advance` comes back to it
-    t.set_trainer(stop="intended", stop_retry_at=None)
+    t.set_trainer(stop="intended")  # `stop_retry_at` stays: that nothing catches it was said
     if trainer.stop is None:
         t.persist()
     t.do(do.SignalTrainer(t.policy.stop_signal, "stop"))

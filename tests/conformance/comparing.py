@@ -65,8 +65,6 @@ def lines(events: list[dict[str, Any]]) -> list[Line]:
             after_a_cut = event.get("boot") == "power-loss"
         if name in SHELLS_OWN or (name == "steps_lost" and after_a_cut):
             continue
-        if name == "stop_signal_uncaught" and found and found[-1][0] == name:
-            continue  # said at each look, once a second: how many fit in is the clock's business
         fields = FIELDS + (("step",) if name in STEP_IS_THE_CHECKPOINTS else ())
         if name in (*_DIRECTORY, *_STORE):
             fields = tuple(f for f in fields if f != "attempt")
