@@ -77,15 +77,21 @@ SETTLE = 12  # rounds of `advance`; more would be a livelock and is a defect
 
 def step(state: State, event: Event, now: Now) -> tuple[State, tuple[Action, ...]]:
     """Decides. Pure: the same arguments give the same answer, and nothing else happens."""
+    t = decide(state, event, now)
+    return t.state, tuple(t.actions)
+
+
+def decide(state: State, event: Event, now: Now) -> Turn:
+    """Returns the whole of a decision: besides what `step` returns, the phases on its way."""
     t = Turn(state, now)
     if not state.boot and not isinstance(event, (on.Started, on.StopRequested)):
-        return state, ()  # nothing is known yet; the shell sends `Started` first
+        return t  # nothing is known yet; the shell sends `Started` first
     HANDLERS[type(event)](t, event)
     for _ in range(SETTLE):
         before = t.state
         advance(t)
         if t.state == before:
-            return t.state, tuple(t.actions)
+            return t
     raise AssertionError(f"no rest after {event!r} in {state.phase.value}")
 
 

@@ -125,7 +125,7 @@ def advance(t: Turn) -> None:
         t.set(completion_inspected=True)
         t.enter(Phase.COMPLETED, "this run is complete; another `run` name starts a new one")
         return
-    if r.stage == "looking":
+    if r.stage == "looking" or _must_look_again(t, r):
         _look(t)
     elif r.stage == "clearing":
         if not r.clearing or t.now.mono >= r.clear_by:
@@ -133,6 +133,24 @@ def advance(t: Turn) -> None:
     elif r.stage == "preflight" and r.retry_at is not None and t.now.mono >= r.retry_at:
         t.set_resuming(retry_at=None)
         t.do(do.RunPreflight())
+
+
+def _must_look_again(t: Turn, r: Resuming) -> bool:
+    """Whether the store has answered since a choice was made without it, and knows better.
+
+    From the start on it is the running trainer that is superseded (`leasing`); before it,
+    and a preflight command can take minutes, nothing has been trained yet.
+    """
+    if not r.blind or r.stage not in ("clearing", "preflight"):
+        return False
+    status = t.state.store.status
+    if status == "open" and restoring.choose_for(t, with_store=True) == r.choice:
+        t.set_resuming(blind=False)
+        return False
+    if status not in ("open", "refused"):
+        return False
+    t.set_resuming(stage="looking", choice=None, blind=False, local=None, retry_at=None)
+    return True
 
 
 def _look(t: Turn) -> None:

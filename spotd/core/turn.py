@@ -37,6 +37,7 @@ class Turn:
         self.state = state
         self.now = now
         self.actions: list[Action] = []
+        self.transitions: list[tuple[Phase, Phase]] = []  # a decision may take more than one
 
     @property
     def policy(self) -> Policy:
@@ -86,6 +87,7 @@ class Turn:
             return
         if phase not in TRANSITIONS[self.state.phase]:
             raise AssertionError(f"no way from {self.state.phase.value} to {phase.value}")
+        self.transitions.append((self.state.phase, phase))
         self.set(phase=phase, since=self.now.wall, reason=reason)
 
     def announce(self, name: str, message: str, priority: int = 6, **fields: object) -> None:

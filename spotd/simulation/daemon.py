@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core.lifecycle import step, wake_at
+from spotd.core.lifecycle import decide, wake_at
 from spotd.core.noticing import SILENCE, STEADY
 from spotd.core.state import Now, State
 from spotd.core.turn import changed
@@ -106,14 +106,14 @@ class Daemon:
         before = self.state
         self._count(now)
         self.world.trace.event(self, event)
-        after, actions = step(before, event, now)
-        self.state = after
+        turn = decide(before, event, now)
+        self.state = after = turn.state
+        self.world.phases.update(turn.transitions)
         if after.phase is not before.phase:
-            self.world.phases.add((before.phase, after.phase))
             self.world.trace.phase(before.phase, after.phase, after.reason)
         self.world.oracle.decided(before, after)
         touched = False
-        for action in actions:
+        for action in turn.actions:
             if type(action) not in WORDS:
                 if touched and self.world.killed_here(self):
                     return

@@ -62,6 +62,8 @@ def schedule_from(seed: int) -> Schedule:
     rare = random.random()
     if rare < 0.04:  # noqa: PLR2004 - what would else hardly ever come together
         setup = replace(setup, policy=replace(setup.policy, max_failures=1))
+        if rare < 0.005:  # noqa: PLR2004
+            weather = _given_up_before(trainer, random)
     elif rare < 0.08:  # noqa: PLR2004
         weather = _second_thoughts(weather, random)
     return Schedule(setup, weather, until=1.2 * span + 200.0, settle=SETTLE)
@@ -80,6 +82,21 @@ def _second_thoughts(weather: tuple[Weather, ...], random: Random) -> tuple[Weat
     more = (Weather(withdrawn, "withdraw"), Weather(again, "notice", how))
     changed = (replace(w, how={**w.how, "stop": "none"}) if w is first else w for w in weather)
     return tuple(sorted((*changed, *more), key=lambda w: w.at))
+
+
+def _given_up_before(trainer: TrainerModel, random: Random) -> tuple[Weather, ...]:
+    """A crash too many with the store down, then a notice that is not carried out."""
+    between_saves = trainer.step_seconds * trainer.save_every + trainer.save_seconds
+    down = trainer.import_seconds + random.uniform(0.2, 1.0) * between_saves
+    crash = down + random.uniform(1.0, 1.5) * between_saves
+    how: dict[str, Any] = random.choice(
+        ({"stop": "none"}, {"stop": "none", "action": "hibernate", "seconds": 0.0})
+    )
+    return (
+        Weather(down, "store", {"mood": "down", "seconds": 3000.0}),
+        Weather(crash, "crash", {}),
+        Weather(crash + random.choice((5.0, 60.0)), "notice", how),
+    )
 
 
 def _trainer(random: Random) -> TrainerModel:

@@ -588,6 +588,18 @@ story(
     trainer={"catches": False},
 )
 story(
+    "store-answers-during-a-blind-preflight",
+    "A fresh disk, and the store answers only after starting from scratch was decided, while "
+    "the preflight command still fails: nothing is trained again (seed 5000420)",
+    [
+        (230, "replace", {"down": 30.0}),
+        (255, "store", {"mood": "down", "seconds": 60.0}),
+        (256, "preflight", {"seconds": 90.0}),
+    ],
+    both(resumed(0, 200), said("blind_start", "restore_finished")),
+    policy={"preflight": True, "start_timeout": 30.0},
+)
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
