@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -178,19 +179,36 @@ class Soak:
         """All troubles end, and it must come to rest: training, all stored."""
         self.weather.all_is_well()
         trained = self._trail().steps
+        wanted = ""
 
         def at_rest() -> bool:
+            nonlocal wanted
             self._check_alive()
             status = self.stage.status()
             if status.get("state") != "running" or self._trail().steps <= trained:
                 return False
             newest = status["checkpoint"]["newest"]
-            return newest is not None and newest["stored"]
+            if newest is None:
+                return False
+            # On busy cores an upload in peace takes longer than the next save: what is the
+            # newest now may never be stored, but what was at first is, or a newer one.
+            wanted = wanted or newest["id"]
+            return newest["stored"] or self._is_stored(wanted)
 
-        wait_until(at_rest, within=PATIENCE, what=f"rest\n{self.stage.story()}", tick=0.1)
+        try:
+            wait_until(at_rest, within=PATIENCE, what="rest", tick=0.1)
+        except TimeoutError as error:
+            status = json.dumps(self.stage.status(), indent=1)
+            raise TimeoutError(f"{error}\n{status}\n{self.stage.story()}") from None
         if look and self.stage.daemon is not None:
             self.samples.append(sample(self.stage.daemon.pid))
         self._report()
+
+    def _is_stored(self, at_least: str) -> bool:
+        return any(
+            e.get("event") == "checkpoint_stored" and e.get("checkpoint", "") >= at_least
+            for e in self.stage.events()
+        )
 
     def _report(self) -> None:
         trail, kills = self._trail(), self.weather.kills

@@ -198,16 +198,24 @@ class Pool:
         port: TCP port.
         context: For TLS; None for plain HTTP.
         timeouts: See `Timeouts`.
+        sends: Whether what is sent over it is large, rather than what is received.
     """
 
     def __init__(
-        self, host: str, port: int, context: ssl.SSLContext | None, timeouts: Timeouts
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        timeouts: Timeouts,
+        *,
+        sends: bool = False,
     ) -> None:
         self.name = f"{host}:{port}"
         self._host = host
         self._port = port
         self._context = context
         self._timeouts = timeouts
+        self._sends = sends
         self._idle: collections.deque[Connection] = collections.deque()
 
     @contextlib.contextmanager
@@ -268,19 +276,18 @@ class Pool:
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(self._timeouts.progress)
-                if self._context is not None:
-                    secured = TlsSocket(sock, self._context, self._host)
-                    return Connection(secured, self._timeouts)
-                return Connection(sock, self._timeouts)
+                return Connection(self._secured(sock), self._timeouts)
             except OSError as failed:
                 sock.close()
                 error = failed
         raise error
 
-
-def tls_context(bundle: str | None) -> ssl.SSLContext:
-    """Returns whom to trust: the authorities in a file, or the system's."""
-    return ssl.create_default_context(cafile=bundle or None)
+    def _secured(self, sock: socket.socket) -> socket.socket | TlsSocket:
+        if self._context is None:
+            return sock
+        if not self._sends:
+            return TlsSocket(sock, self._context, self._host)
+        return self._context.wrap_socket(sock, server_hostname=self._host)
 
 
 def head(method: str, target: str, headers: Mapping[str, str]) -> bytes:

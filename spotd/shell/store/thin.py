@@ -20,11 +20,12 @@ from urllib.parse import quote, urlsplit
 
 from spotd.shell.store.access import HEADERS
 from spotd.shell.store.aws import CONNECT_TIMEOUT, PROGRESS_TIMEOUT, told
-from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head, tls_context
+from spotd.shell.store.http1 import Buffers, Pool, Timeouts, head
 from spotd.shell.store.problems import answered, element
 from spotd.shell.store.protocol import Damaged, Flow, Part, Piece, StoreProblem
 from spotd.shell.store.receiving import receive_range
 from spotd.shell.store.signing import UNSIGNED, UNSIGNED_TRAILER, Signer
+from spotd.shell.store.tls import tls_context
 from spotd.shell.store.twin import Lost, Twin
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ThinSender:
         port = parts.port or (443 if context else 80)
         timeouts = Timeouts(CONNECT_TIMEOUT, PROGRESS_TIMEOUT)
         self._pool = Pool(str(parts.hostname), port, context, timeouts)
+        self._streams = Pool(str(parts.hostname), port, context, timeouts, sends=True)
         self._buffers = Buffers(len(_CHUNK_HEAD) + _CHUNK + 2)
         self._server = (str(parts.hostname), port, bundle, timeouts)
         self._twin: Twin | None = None
@@ -97,7 +99,8 @@ class ThinSender:
         request = self._signed("PUT", key, query, headers)
         length = _encoded_length(piece.length, self._trailer, self._algorithm)
         request += f"Content-Length: {length}\r\n\r\n".encode()
-        with self._pool.connection(flow) as connection:
+        pool = self._streams if piece.length > _CHUNK else self._pool
+        with pool.connection(flow) as connection:
             try:
                 crc = self._send_request(connection, request, piece, flow)
             except OSError:
@@ -106,7 +109,7 @@ class ThinSender:
                 raise
             answer = connection.answer()
             data = answer.small()
-            self._pool.keep(connection, answer)
+            pool.keep(connection, answer)
         if answer.status != _OK:
             raise self._problem(operation, key, answer.status, data)
         stored = answer.headers.get(self._trailer)
@@ -208,6 +211,7 @@ class ThinSender:
     def close(self) -> None:
         """See `PartSender.close`."""
         self._pool.close()
+        self._streams.close()
         with self._lock:
             twin, self._twin, self._twin_failed = self._twin, None, True
         if twin is not None:

@@ -23,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from spotd.shell.store.checksum import algorithm_of
-from spotd.shell.store.http1 import Buffers, Pool, Timeouts, tls_context
+from spotd.shell.store.http1 import Buffers, Pool, Timeouts
 from spotd.shell.store.protocol import Flow, Piece, StoreProblem
 from spotd.shell.store.receiving import CHUNK, Received, receive_range
+from spotd.shell.store.tls import tls_context
 
 if TYPE_CHECKING:
     from spotd.shell.store.checksum import Algorithm

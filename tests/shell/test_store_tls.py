@@ -1,0 +1,60 @@
+"""Large bodies over TLS: whom it trusts, and that stopping it never falls back to clear text."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from spotd.shell.store.http1 import Pool, Timeouts
+from spotd.shell.store.protocol import Flow, StoreProblem
+from spotd.shell.store.tls import tls_context
+
+
+def pool_for(server, bundle):
+    parts = urlsplit(server.tls_endpoint_url)
+    return Pool(parts.hostname, parts.port, tls_context(bundle), Timeouts(3.0, 10.0), sends=True)
+
+
+@pytest.fixture
+def server(seaweed):
+    if seaweed.certificate is None:
+        pytest.skip("needs openssl for a certificate")
+    return seaweed
+
+
+def test_a_request_and_its_answer_go_over_tls(server):
+    pool = pool_for(server, str(server.certificate))
+    with pool.connection(Flow()) as connection:
+        connection.send(b"GET /no-such-bucket HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.answer().status in {403, 404}
+        assert connection.sock.version().startswith("TLS")
+
+
+def test_a_stopped_connection_is_over_and_still_tls(server):
+    pool = pool_for(server, str(server.certificate))
+    with pytest.raises(StoreProblem), pool.connection(Flow()) as connection:  # noqa: PT012
+        connection.interrupt()  # as from another thread, in the middle of a send
+        # SSLSocket.shutdown would have it None here: what is sent next goes out in the clear.
+        assert connection.sock.version() is not None
+        connection.send(bytes(4 * 1024 * 1024))
+
+
+def test_an_authority_nobody_named_is_not_trusted(server):
+    with (
+        pytest.raises(StoreProblem, match="certificate") as caught,
+        pool_for(server, None).connection(Flow()),
+    ):
+        pytest.fail("it was trusted")
+    assert caught.value.hint
+
+
+def test_another_hosts_certificate_is_not_trusted(server):
+    parts = urlsplit(server.tls_endpoint_url)
+    context = tls_context(str(server.certificate))
+    pool = Pool("127.0.0.1", parts.port, context, Timeouts(3.0, 10.0), sends=True)
+    with (
+        pytest.raises(StoreProblem, match="certificate"),
+        pool.connection(Flow()),
+    ):
+        pytest.fail("it was trusted")
