@@ -247,8 +247,11 @@ class Oracle:
         at, file = written
         world = self.world
         size = file.size / world.setup.copy_bandwidth
-        if self.meddled_at >= at or machine.daemon.state.store.status == "refused":
+        state = machine.daemon.state
+        if self.meddled_at >= at or state.store.status == "refused":
             return  # or the run is another machine's, and what was trained here is not wanted
+        if file.fingerprint in state.rejected:
+            return  # it was, and this machine has given up waiting for it since
         bucket = world.bucket
         if any(bucket.objects[i].step > file.step for i in bucket.manifests if i in bucket.objects):
             return  # trained blindly, behind what the store turned out to have

@@ -79,6 +79,7 @@ class SourceTree:
         self._modes: dict[str, int] = {}
         self._folders: dict[str, int] = {}
         self._lock = threading.Lock()
+        self.size = 0  # bytes in all files together
         self.files: tuple[SourceFile, ...] = ()
         self.directories: tuple[ManifestDirectory, ...] = ()
 
@@ -100,11 +101,6 @@ class SourceTree:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
-
-    @property
-    def size(self) -> int:
-        """Bytes in all files together."""
-        return self._seen.size
 
     def _look(self) -> None:
         source = self._source
@@ -128,7 +124,7 @@ class SourceTree:
                 hint=f"have the trainer give it another name: {schema.NAME} is what spotd itself "
                 "writes beside a checkpoint's files in the store",
             )
-        self.files = tuple(files)
+        self.files, self.size = tuple(files), seen.size
         if source.kind == "directory":
             self.directories = tuple(self._directories())
 
