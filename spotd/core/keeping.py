@@ -52,6 +52,7 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
     """Corrects what is on record: what stands in the directory, what is held."""
     present = {(c.name, c.fingerprint) for c in event.checkpoints}
     held = {h.id: h.checkpoint for h in event.held}
+    torn = dict(event.torn)
     newest_id = t.state.known[-1].id if t.state.known else None
     for k in t.state.known:
         there = (k.name, k.fingerprint) in present
@@ -63,6 +64,9 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
             t.set(holding=t.state.holding - {k.id})  # it went: it may be asked for again
         if k.present != there or k.hold != hold:
             t.set_known(k.id, present=there, hold=hold)
+        if k.name in torn and not there and hold in (None, "none"):
+            # A power cut can leave size and times as they were: the upload would not notice.
+            t.set_known(k.id, unsendable=True)
     for unknown in sorted(held.keys() - {k.id for k in t.state.known}):
         _adopt_hold(t, unknown, held[unknown])
     t.set(older_on_disk=len(event.checkpoints) > 1)
@@ -225,7 +229,10 @@ def register_newest(
     if fresh is None:
         return None
     best = newest_known(t.state)
-    if best is not None and not best.unsendable and not is_newer(fresh, best):
+    # While a trainer runs only a later write can have replaced what a name stood for,
+    # whatever time the file bears: the clock may have been set back.
+    replaced = best is not None and t.state.trainer is not None and fresh.name == best.name
+    if best is not None and not best.unsendable and not replaced and not is_newer(fresh, best):
         return None
     return register(t, fresh, new=new)
 

@@ -61,7 +61,12 @@ def cancel(t: Turn) -> None:
 
 def on_inventory(t: Turn, event: on.LocalInventory) -> None:
     """What the checkpoint directory holds."""
-    t.set(directory_trouble="", held=event.held, inspections=max(0, t.state.inspections - 1))
+    t.set(
+        disk_seen=True,
+        directory_trouble="",
+        held=event.held,
+        inspections=max(0, t.state.inspections - 1),
+    )
     keeping.compare_with_disk(t, event)
     if t.state.resuming is not None:
         if t.state.inspections == 0:  # an older answer may have been asked of a live trainer
@@ -120,6 +125,8 @@ def advance(t: Turn) -> None:
     if r is None or t.state.interruption is not None:
         return
     if t.state.completed:
+        if r.stage == "starting":
+            return  # a process is on its way: it is stopped as soon as it is known
         t.set(resuming=None)
         t.announce("completed", f"run {t.state.run} is complete: nothing to train", 5)
         t.set(completion_inspected=True)

@@ -331,6 +331,7 @@ class State:
     holding: frozenset[str] = frozenset()  # `Hold` was asked for in the life of this daemon
     inspections: int = 0  # asked for and not yet answered
     contents_checked: bool = False  # nothing of this boot's disk can be torn unseen
+    disk_seen: bool = False  # an inventory has come since spotd was started
 
 
 # Which state may follow which. `spotd.core.lifecycle` says why; the diagram in

@@ -128,8 +128,12 @@ def halt(t: Turn) -> None:
 
 
 def waiting(state: State) -> list[Known]:
-    """Returns the checkpoints that are not in the store and could be, the newest last."""
-    found = (k for k in unstored(state) if k.hold is not None)
+    """Returns the checkpoints that are not in the store and could be, the newest last.
+
+    After a boot what was not durable may be torn: it waits for the disk to be looked at.
+    """
+    seen = state.disk_seen or state.contents_checked
+    found = (k for k in unstored(state) if k.hold is not None and (seen or k.durable))
     return sorted(found, key=lambda k: k.sequence)
 
 

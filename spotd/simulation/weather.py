@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
         if time.perf_counter() - said > (0.5 if often else LOG_EVERY):
             said = time.perf_counter()
             text = f"{tally.schedules} schedules, {len(tally.failed)} failed, {said - begin:.0f} s"
-            text += "".join(f"; seed {seed}" for seed, _ in tally.failed[:3])
+            text += "".join(f"; seed {seed}" for seed, _ in tally.failed)
             sys.stderr.write(f"\r{text}" if often else f"{text}\n")
 
     tally = play_many(args.schedules, args.seed, workers=args.workers, on_progress=progress)
