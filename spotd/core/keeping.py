@@ -56,17 +56,16 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
     newest_id = t.state.known[-1].id if t.state.known else None
     for k in t.state.known:
         there = (k.name, k.fingerprint) in present
-        # "none" promises nothing, so it cannot be missing either.
-        hold = k.hold if k.id in held or k.hold == "none" else None
+        # "none" promises nothing, so it cannot be missing either. But a power cut can tear a
+        # file and leave its size and times: the upload would not notice.
+        whole = k.id in held or (k.hold == "none" and (there or k.name not in torn))
+        hold = k.hold if whole else None
         if k.id in held and hold is None and k.id != newest_id:
             hold = "link"  # held by a daemon that did not live to say so
         if hold is None and k.hold is not None:
             t.set(holding=t.state.holding - {k.id})  # it went: it may be asked for again
         if k.present != there or k.hold != hold:
             t.set_known(k.id, present=there, hold=hold)
-        if k.name in torn and not there and hold in (None, "none"):
-            # A power cut can leave size and times as they were: the upload would not notice.
-            t.set_known(k.id, unsendable=True)
     for unknown in sorted(held.keys() - {k.id for k in t.state.known}):
         _adopt_hold(t, unknown, held[unknown])
     t.set(older_on_disk=len(event.checkpoints) > 1)

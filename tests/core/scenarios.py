@@ -600,6 +600,58 @@ story(
     policy={"preflight": True, "start_timeout": 30.0},
 )
 story(
+    "torn-link-is-not-sent-at-the-next-boot",
+    "A power cut tears what was held by a link a moment ago; at the boot the notice still stands, "
+    "and the store answers before the disk has been looked at (seed 20058965)",
+    [(160, "notice"), (163.64, "cut", {"down": 5.0})],
+    resumed(0, 100),
+    after_kill=completed,
+    fate=garble_everything,
+    hold="link",
+    clears_notice=False,
+    store={"latency": 0.01, "bandwidth": 5e6},
+)
+story(
+    "torn-without-a-hold-is-not-sent-at-the-next-boot",
+    "The same where nothing could be held: what the record calls whole has its size and times still",
+    [(160, "notice"), (163.64, "cut", {"down": 5.0})],
+    resumed(0, 100),
+    after_kill=completed,
+    fate=garble_everything,
+    hold="none",
+    clears_notice=False,
+    store={"bandwidth": 5e6},
+)
+story(
+    "overwritten-unseen-after-the-clock-was-set-back",
+    "A file is overwritten while spotd is away, and bears an older time than the one before it "
+    "(seed 20059225)",
+    [
+        (100, "clock_jump", {"seconds": -90000.0}),
+        (120, "kill_daemon"),
+        (160, "replace", {"down": 5.0}),
+    ],
+    resumed(0, 100),
+    trainer={"save_every": 50, "writes": "in-place"},
+    restart_seconds=5.0,
+)
+story(
+    "complete-while-the-trainer-is-being-started",
+    "The store says that the run is complete between the start of a trainer and its pid: it is "
+    "stopped all the same (seed 20064676)",
+    [
+        (8, "complete_elsewhere"),
+        (183, "notice", {"stop": "none", "slides": True}),
+        (378, "notice", {"action": "terminate", "stop": "none", "time": False}),
+    ],
+    completed,
+    after_kill=lambda w: None,
+    trainer={"step_seconds": 5.0, "save_every": 60, "total_steps": 80},
+    store={"lease_seconds": 60.0},
+    policy={"not_carried_out_after": 60.0},
+    boot_seconds=3.0,
+)
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
