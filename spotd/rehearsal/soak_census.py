@@ -102,8 +102,11 @@ def left_in_bucket(
     `rejected` (ids) is never deleted.
     """
     found = []
-    parts = client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
-    found += [f"parts of {p['Key']}" for p in parts]
+    for begun in client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []):
+        # One whose id was lost with the answer that carried it holds none, and costs nothing.
+        upload = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
+        if client.list_parts(**upload).get("Parts"):
+            found.append(f"parts of {begun['Key']}")
     keys = []
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         keys += [o["Key"].removeprefix(prefix) for o in page.get("Contents", [])]
