@@ -10,6 +10,7 @@ core while it holds the interpreter's lock would hold up the notice as well.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -18,6 +19,17 @@ import threading
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
 _WHO_PROCESS = 1
 _BEST_EFFORT_LOWEST = (2 << 13) | 7
+
+
+def one_core() -> None:
+    """Keeps the calling thread on the core that all such threads of this process share.
+
+    For threads that hold the interpreter's lock for most of what they do: on several cores they
+    spend as much on waking each other as on their work (docs/transfer.md).
+    """
+    cores = sorted(os.sched_getaffinity(os.getpid()))  # the main thread's, which is never kept
+    with contextlib.suppress(OSError):  # a sandbox that forbids it: slower, no more
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 def disk_last() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spotd.shell.store.priority import one_core
 from spotd.shell.store.protocol import (
     Cancelled,
     Damaged,
@@ -72,16 +73,15 @@ class Lanes:
 
     Args:
         count: How many.
-        prepare: Runs first in each thread: its priority.
-        tiny: How many more there are for tiny files; 0: none, they share the others.
+        prepare: What runs first in each thread: its priority.
+        tiny: How many more there are for tiny files, all on one core; 0: none, they share the
+            others.
     """
 
-    def __init__(
-        self, count: int, prepare: Callable[[], None] | None = None, *, tiny: int = 0
-    ) -> None:
+    def __init__(self, count: int, *prepare: Callable[[], None], tiny: int = 0) -> None:
         self.count = count
-        self.tiny = Lanes(tiny, prepare) if tiny else self
-        self._pool = ThreadPoolExecutor(count, "lane", initializer=prepare)
+        self.tiny = Lanes(tiny, one_core, *prepare) if tiny else self
+        self._pool = ThreadPoolExecutor(count, "lane", initializer=lambda: _run_all(prepare))
 
     def each(  # noqa: C901 - one loop, read from top to bottom
         self, jobs: Iterable[Callable[[], _T]]
@@ -130,6 +130,11 @@ class Lanes:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.tiny is not self:
             self.tiny.close()
+
+
+def _run_all(steps: Iterable[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
 
 
 @dataclass(frozen=True, slots=True)
