@@ -208,8 +208,10 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
     how = _describe(event)
     t.set(last_lines=event.last_lines, writing=(), checkpoint_requests=_refuse_requests(t))
     t.mark("trainer ended")
-    # Under torchrun every rank exits 0 when a peer on another machine was told to stop.
-    finished = (event.status == 0 and not ours and not trainer.stopping) or state.completed
+    # Under torchrun every rank exits 0 when a peer on another machine was told to stop. And what
+    # a superseded trainer has finished is not wanted: nothing of it will be in the store.
+    asked = ours or trainer.stopping or trainer.superseded
+    finished = (event.status == 0 and not asked) or state.completed
     t.announce(
         "trainer_exited",
         f"the trainer {how} after {ran_for:.0f} s",
@@ -221,7 +223,7 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
     if finished:
         _complete(t)
         return
-    if state.interruption is None and (trainer.hung or not ours):
+    if state.interruption is None and not trainer.superseded and (trainer.hung or not ours):
         unknown = event.status is None and event.signal is None
         _crashed(t, trainer, "stopped making progress" if trainer.hung else how, ran_for, unknown)
         return

@@ -652,6 +652,18 @@ story(
     boot_seconds=3.0,
 )
 story(
+    "superseded-trainer-catches-nothing-and-finishes",
+    "A trainer started without the store turns out to be another machine's, catches no signal, and "
+    "exits 0: the run is not complete by that, and is trained on (seed 20146977)",
+    [(30, "network", {"seconds": 30.0}), (35, "replace", {"down": 5.0, "keep_disk": True})],
+    both(completed, said("lease_refused"), lambda w: w.bucket.completed),
+    trainer={
+        "step_seconds": 0.5, "save_every": 20, "total_steps": 47, "catches": False,
+        "import_seconds": 1.0,
+    },
+    store={"bandwidth": 10e6, "lease_seconds": 60.0},
+)  # fmt: skip
+story(
     "stopped-then-power-cut",
     "spotd is stopped in good order, then the power fails before all is written out",
     [(220.9, "stop"), (229.0, "cut")],
