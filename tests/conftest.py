@@ -26,6 +26,15 @@ def _certificate(place):
     return certificate, key
 
 
+@pytest.fixture
+def certificate(tmp_path):
+    """(certificate, key) for localhost, as files."""
+    made = _certificate(tmp_path)
+    if made[0] is None:
+        pytest.skip("needs openssl for a certificate")
+    return made
+
+
 FIRST = ("tests/systemd/", "tests/trainer/", "tests/e2e/")  # where the long ones are
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from spotd.core import actions as do
 from spotd.core import events as on
-from spotd.core import keeping, resuming, storing, training
+from spotd.core import keeping, leasing, resuming, storing, training
 from spotd.core.deadline import PLANNED, WINDOW
 from spotd.core.state import Interruption, Phase, newest_known, unstored
 
@@ -319,4 +319,6 @@ def _go_on(t: Turn) -> None:
             stop_retry_at=None,
         )
         t.enter(Phase.RUNNING)
+        if t.state.completed:
+            leasing.void_attempt(t)  # meanwhile the store has said so
         t.persist()

@@ -33,6 +33,10 @@ def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
         return
     if t.state.resuming is not None and trainer is None:
         return  # what appears while no trainer runs is what spotd itself puts back
+    if trainer is None and not t.state.contents_checked:
+        if not t.state.inspections:
+            inspect(t)  # a power cut may have torn it; the scan has seen its structure only
+        return
     register(t, event.checkpoint)
 
 
@@ -89,9 +93,11 @@ def hold_again(t: Turn) -> None:
 
     `Hold` of what is held already is answered at once, and makes it durable.
     """
-    last = t.state.known[-1] if t.state.known else None
+    last = newest_known(t.state)
     if last is None or last.unsendable or last.stored or not last.present:
         return
+    if not t.state.disk_seen:
+        return  # it may have been torn since
     if (last.hold is None or not last.durable) and last.id not in t.state.holding:
         _hold(t, last)
 
@@ -216,9 +222,13 @@ def forget_useless(t: Turn) -> None:
 
 
 def register_newest(
-    t: Turn, checkpoints: Iterable[LocalCheckpoint], *, new: bool = True
+    t: Turn, checkpoints: Iterable[LocalCheckpoint], *, new: bool = True, overwrites: bool = False
 ) -> Known | None:
-    """Gives an id to the newest checkpoint without one, if it is newer than all with one."""
+    """Gives an id to the newest checkpoint without one, if it is newer than all with one.
+
+    `overwrites`: a trainer runs, so only a later write can have replaced what a name stood
+    for, whatever time the file bears: the clock may have been set back.
+    """
     recorded = {(k.name, k.fingerprint) for k in t.state.known if k.stored or not k.unsendable}
     fresh = newest(
         c
@@ -228,9 +238,7 @@ def register_newest(
     if fresh is None:
         return None
     best = newest_known(t.state)
-    # While a trainer runs only a later write can have replaced what a name stood for,
-    # whatever time the file bears: the clock may have been set back.
-    replaced = best is not None and t.state.trainer is not None and fresh.name == best.name
+    replaced = overwrites and best is not None and fresh.name == best.name
     if best is not None and not best.unsendable and not replaced and not is_newer(fresh, best):
         return None
     return register(t, fresh, new=new)

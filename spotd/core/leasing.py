@@ -143,7 +143,7 @@ def _supersede(t: Turn, event: on.StoreOpened) -> None:
     else:
         return
     t.announce("trainer_superseded", f"{why}: stopping it to go on from the store", 4)
-    _void_attempt(t)
+    void_attempt(t)
 
 
 def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
@@ -164,7 +164,7 @@ def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
     return not is_newer(base, top)
 
 
-def _void_attempt(t: Turn) -> None:
+def void_attempt(t: Turn) -> None:
     """Stops the trainer; what this attempt has saved is never resumed from nor stored."""
     trainer = t.state.trainer
     if trainer is None:
@@ -223,7 +223,7 @@ def on_refused(t: Turn, event: on.LeaseRefused) -> None:
             4,
             holder=event.holder,
         )
-        _void_attempt(t)
+        void_attempt(t)
     elif news and (had or trainer is not None):
         t.announce(
             "lease_lost",

@@ -102,6 +102,7 @@ def advance(t: Turn) -> None:
     storing.expire(t)
     interrupting.advance(t)
     training.advance(t)
+    resuming.advance_look(t)
     resuming.advance(t)
     storing.advance(t)
     ahead.advance(t)
@@ -115,8 +116,8 @@ def wake_at(state: State, now: Now) -> float | None:
     Only what lies ahead counts: what was due by `now` has been looked at.
     """
     times = [
-        state.retry_at, state.measure_at, *_trainer_times(state), *_resuming_times(state),
-        *_store_times(state),
+        state.retry_at, state.measure_at, state.look_at,
+        *_trainer_times(state), *_resuming_times(state), *_store_times(state),
     ]  # fmt: skip
     i = state.interruption
     if i is not None:

@@ -143,7 +143,8 @@ def _known(m: dict[str, Any]) -> Known | None:
         step=optional_integer(m.get("step")),
         created=number(m.get("created")),
         present=m.get("present") is True,
-        hold=text(m.get("hold")) or None,
+        # What could not be held is known by name only to the daemon that tried: asked for again.
+        hold=None if m.get("hold") == "none" else text(m.get("hold")) or None,
         durable=m.get("durable") is True,
         stored=m.get("stored") is True,
         unsendable=m.get("unsendable") is True,

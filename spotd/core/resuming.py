@@ -63,6 +63,8 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
     """What the checkpoint directory holds."""
     t.set(
         disk_seen=True,
+        disk_empty=not (event.checkpoints or event.torn or event.held),
+        look_at=None,
         directory_trouble="",
         held=event.held,
         inspections=max(0, t.state.inspections - 1),
@@ -76,7 +78,8 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
         return
     trainer = t.state.trainer
     void = trainer is not None and trainer.superseded
-    if not void and keeping.register_newest(t, event.checkpoints) is None:
+    alive = trainer is not None
+    if not void and keeping.register_newest(t, event.checkpoints, overwrites=alive) is None:
         keeping.hold_again(t)
     if t.state.inspections:
         return
@@ -111,9 +114,21 @@ def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
         t.set(reason=f"{event.reason}{advice}")
         return
     if t.state.interruption is not None and t.state.interruption.inspection == "asked":
-        t.set_interruption(inspection="done")
-    if t.state.completed:
-        t.set(completion_inspected=True)
+        t.set_interruption(inspection="done")  # a drain does not wait for it
+    if not t.state.disk_seen:
+        t.set(look_at=t.now.mono + restoring.DIRECTORY_RETRY)
+        t.set(reason=f"{event.reason}{advice}" if t.state.completed else t.state.reason)
+    elif t.state.completed:
+        t.set(completion_inspected=True)  # what there is to store has been seen before
+
+
+def advance_look(t: Turn) -> None:
+    """Looks again at a checkpoint directory that could not be looked at."""
+    due = t.state.look_at is not None and t.now.mono >= t.state.look_at
+    if not due or t.state.resuming is not None or t.state.inspections:
+        return
+    t.set(look_at=None)
+    keeping.inspect(t, settled=t.state.trainer is None)
 
 
 # --- looking -------------------------------------------------------------------------
@@ -148,13 +163,13 @@ def _must_look_again(t: Turn, r: Resuming) -> bool:
     From the start on it is the running trainer that is superseded (`leasing`); before it,
     and a preflight command can take minutes, nothing has been trained yet.
     """
-    if not r.blind or r.stage not in ("clearing", "preflight"):
+    if r.stage not in ("clearing", "preflight"):
         return False
     status = t.state.store.status
-    if status == "open" and restoring.choose_for(t, with_store=True) == r.choice:
+    if status == "open" and r.blind and restoring.choose_for(t, with_store=True) == r.choice:
         t.set_resuming(blind=False)
         return False
-    if status not in ("open", "refused"):
+    if status != "refused" and not (status == "open" and r.blind):
         return False
     t.set_resuming(stage="looking", choice=None, blind=False, local=None, retry_at=None)
     return True

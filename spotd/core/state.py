@@ -332,6 +332,8 @@ class State:
     inspections: int = 0  # asked for and not yet answered
     contents_checked: bool = False  # nothing of this boot's disk can be torn unseen
     disk_seen: bool = False  # an inventory has come since spotd was started
+    disk_empty: bool = False  # and nothing was there
+    look_at: float | None = None  # the directory could not be looked at: when it is tried again
 
 
 # Which state may follow which. `spotd.core.lifecycle` says why; the diagram in

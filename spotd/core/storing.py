@@ -108,6 +108,7 @@ def on_upload_failed(t: Turn, event: on.UploadFailed) -> None:
             5,
             checkpoint=event.id,
         )
+        keeping.hold_again(t)  # the one before it is the newest now
         return
     failures = t.state.store.upload_failures + 1
     t.set_store(upload_failures=failures, upload_retry_at=t.now.mono + leasing.delay(t, failures))
@@ -130,10 +131,12 @@ def halt(t: Turn) -> None:
 def waiting(state: State) -> list[Known]:
     """Returns the checkpoints that are not in the store and could be, the newest last.
 
-    After a boot what was not durable may be torn: it waits for the disk to be looked at.
+    None before the disk has been looked at: after a boot it may be torn, and only then does the
+    shell know what is held under which id.
     """
-    seen = state.disk_seen or state.contents_checked
-    found = (k for k in unstored(state) if k.hold is not None and (seen or k.durable))
+    if not state.disk_seen:
+        return []
+    found = (k for k in unstored(state) if k.hold is not None)
     return sorted(found, key=lambda k: k.sequence)
 
 

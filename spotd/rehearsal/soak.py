@@ -179,7 +179,7 @@ class Soak:
         """All troubles end, and it must come to rest: training, all stored."""
         self.weather.all_is_well()
         trained = self._trail().steps
-        wanted = ""
+        wanted, since = "", time.time()
 
         def at_rest() -> bool:
             nonlocal wanted
@@ -193,7 +193,7 @@ class Soak:
             # On busy cores an upload in peace takes longer than the next save: what is the
             # newest now may never be stored, but what was at first is, or a newer one.
             wanted = wanted or newest["id"]
-            return newest["stored"] or self._is_stored(wanted)
+            return newest["stored"] or self._is_stored(wanted, since)
 
         try:
             wait_until(at_rest, within=PATIENCE, what="rest", tick=0.1)
@@ -204,9 +204,11 @@ class Soak:
             self.samples.append(sample(self.stage.daemon.pid))
         self._report()
 
-    def _is_stored(self, at_least: str) -> bool:
+    def _is_stored(self, at_least: str, since: float) -> bool:
         return any(
-            e.get("event") == "checkpoint_stored" and e.get("checkpoint", "") >= at_least
+            e["time"] > since
+            and e.get("event") == "checkpoint_stored"
+            and e.get("checkpoint", "") >= at_least
             for e in self.stage.events()
         )
 

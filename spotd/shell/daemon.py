@@ -286,7 +286,9 @@ class Daemon:
     def _upload(self, action: do.Upload) -> None:
         source = self.directory.source_of(action.id)
         if source is None:
-            self.loop.post(on.UploadFailed(action.id, "it is no longer on the disk", gone=True))
+            # Before the first inventory nothing of it is known here, and nothing is given up.
+            gone = self.loop.state.disk_seen
+            self.loop.post(on.UploadFailed(action.id, "it is no longer on the disk", gone=gone))
             return
         self.store.upload(action, UploadSource(*source))
 

@@ -111,7 +111,7 @@ class Daemon:
         self.world.phases.update(turn.transitions)
         if after.phase is not before.phase:
             self.world.trace.phase(before.phase, after.phase, after.reason)
-        self.world.oracle.decided(before, after)
+        self.world.oracle.decided(self.machine, event, before, after)
         touched = False
         for action in turn.actions:
             if type(action) not in WORDS:

@@ -32,6 +32,7 @@ class Hands(Part):
             action: getattr(self, name) if hasattr(self, name) else getattr(self.remote, name)
             for action, name in METHODS.items()
         }
+        self.held: set[str] = set()  # what this daemon has found held, or has held
 
     def act(self, action: do.Action) -> None:
         """Carries one action out."""
@@ -106,6 +107,7 @@ class Hands(Part):
         if disk.missing:
             self.daemon.post(on.DirectoryTrouble("the checkpoint directory is missing", "mount it"))
             return
+        self.held |= set(disk.holds)
         self.daemon.post(
             disk.inventory(settled=action.settled, contents=action.contents, trusted=action.trusted)
         )
@@ -131,6 +133,7 @@ class Hands(Part):
                 held = disk.holds[action.id] = file.copy(action.fingerprint)
             elif mode == "link":
                 held = disk.holds[action.id] = file
+        self.held.add(action.id)
         self.daemon.post(on.Held(action.id, mode))
         size = 0 if file is None else file.size
         self.daemon.later(0.05 + size / self.world.setup.copy_bandwidth, self._durable, action)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spotd.core import events as on
 from spotd.core.state import Phase
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Oracle:
         self.meddled_at = -1e9
         self.last_step = 0  # of the newest attempt, when it ended
         self.gave_up_at = -1e9  # when spotd last said that it takes an older one
+        self._void: dict[str, list[tuple[float, float]]] = {}  # machine -> attempts not wanted
         self.rotten_seen: set[str] = set()  # found damaged when they were fetched
         self.useful = 0
         self.alive = 0.0
@@ -105,6 +107,8 @@ class Oracle:
         told = machine.store_mood() == "ok" and daemon.state.store.status == "open"
         if self.completed_by_trainer and known and told:
             self.broken("completed", "a complete run is trained again")
+        if daemon.state.store.status == "refused":
+            self.broken("lease", "a trainer is started while another machine has the run")
         disk = machine.disk
         file = None if action.resume_from is None else disk.files.get(action.resume_from)
         if self.world.clock.mono - self.meddled_at < 1.0:
@@ -232,10 +236,34 @@ class Oracle:
         if not (daemon.state.completed and self.world.bucket.completed):
             self.broken("never powered off", "the instance is ended before the run is complete")
 
-    def decided(self, before: State, after: State) -> None:
+    def decided(self, machine: Machine, event: on.Event, before: State, after: State) -> None:
         """One decision was made."""
+        now = self.world.clock.mono
+        trainer = after.trainer
+        if trainer is not None and trainer.superseded:
+            void = self._void.setdefault(machine.name, [])
+            if not void or void[-1][0] != trainer.started_mono:
+                void.append((trainer.started_mono, now))
+            void[-1] = (trainer.started_mono, now)
+        elif before.trainer is not None and before.trainer.superseded:
+            begun = before.trainer.started_mono
+            self._void[machine.name][-1] = (begun, now)
+        self._rejected(event, before, after)
         if after.completed and not before.completed and after.phase is not Phase.COMPLETED:
             self.completed_by_trainer = True
+
+    def _rejected(self, event: on.Event, before: State, after: State) -> None:
+        """Nothing is given up without a reason: damaged, blamed, or another machine's run."""
+        if after.rejected <= before.rejected or after.blamed != before.blamed:
+            return
+        for state in (before, after):
+            if state.trainer is not None and state.trainer.superseded:
+                return
+            if state.resuming is not None and state.resuming.void_since is not None:
+                return
+        if isinstance(event, on.Started) or (isinstance(event, on.FetchFailed) and event.damaged):
+            return
+        self.broken("given up for a reason", f"{sorted(after.rejected - before.rejected)}")
 
     # --- what the weather does -------------------------------------------------------
 
@@ -250,8 +278,8 @@ class Oracle:
         state = machine.daemon.state
         if self.meddled_at >= at or state.store.status == "refused":
             return  # or the run is another machine's, and what was trained here is not wanted
-        if file.fingerprint in state.rejected:
-            return  # it was, and this machine has given up waiting for it since
+        if any(begun <= at <= end for begun, end in self._void.get(machine.name, ())):
+            return  # it was: its trainer was superseded
         bucket = world.bucket
         if any(bucket.objects[i].step > file.step for i in bucket.manifests if i in bucket.objects):
             return  # trained blindly, behind what the store turned out to have

@@ -122,6 +122,8 @@ class Remote(Part):
             if not (same and action.urgent):  # the same one, urgent by now, just goes on
                 self._answer(0.01, on.UploadFailed(action.id, "another is being stored"))
             return
+        if action.id not in self.daemon.hands.held:
+            self.world.oracle.broken("held first", f"{action.id} is sent unseen")
         disk = self.machine.disk
         file = disk.holds.get(action.id)
         if file is None:

@@ -57,6 +57,11 @@ def resumed(*steps: int) -> Callable[[World], None]:
     return expect
 
 
+def last_is_stored(w: World) -> None:
+    assert w.bucket.completed
+    assert 300 in {w.bucket.objects[i].step for i in w.bucket.manifests}
+
+
 def ends_in(wanted: Phase) -> Callable[[World], None]:
     def expect(w: World) -> None:
         assert phase(w) is wanted
@@ -613,7 +618,7 @@ story(
 )
 story(
     "torn-without-a-hold-is-not-sent-at-the-next-boot",
-    "The same where nothing could be held: what the record calls whole has its size and times still",
+    "The same where nothing could be held: what is on record as whole has its size and times",
     [(160, "notice"), (163.64, "cut", {"down": 5.0})],
     resumed(0, 100),
     after_kill=completed,
@@ -650,6 +655,19 @@ story(
     store={"lease_seconds": 60.0},
     policy={"not_carried_out_after": 60.0},
     boot_seconds=3.0,
+)
+story(
+    "complete-with-its-last-checkpoint-behind-a-late-mount",
+    "The run is complete, its last checkpoint durable and not stored; after a reboot the directory "
+    "is mounted late: nothing is sent, and the instance not ended, before it has been looked at",
+    [
+        (325, "store", {"mood": "down", "seconds": 60.0}),
+        (340, "reboot", {"seconds": 10.0}),
+        (341, "directory", {"seconds": 60.0}),
+    ],
+    last_is_stored,
+    after_kill=lambda w: None,
+    policy={"completion_action": "stop"},
 )
 story(
     "superseded-trainer-catches-nothing-and-finishes",

@@ -46,12 +46,17 @@ def states_of_a_bad_day(seeds):
 STATES = states_of_a_bad_day(range(300, 312))
 
 
+def as_a_later_daemon_knows(known):
+    """What could not be held is known by its name to one daemon only: the next asks anew."""
+    return tuple(replace(k, hold=None) if k.hold == "none" else k for k in known)
+
+
 def test_a_record_is_plain_json_and_reads_back_as_it_was_written():
     for state in STATES:
         record = to_record(state)
         again = json.loads(json.dumps(record, allow_nan=False))
         assert again == json.loads(json.dumps(again))
-        assert known_from(again["known"]) == state.known
+        assert known_from(again["known"]) == as_a_later_daemon_knows(state.known)
         assert counts_from(again["counts"]) == state.counts
 
 
@@ -62,7 +67,8 @@ def test_a_daemon_started_with_a_record_knows_what_the_last_one_knew():
         told = json.loads(json.dumps(to_record(state)))
         event = on.Started(told, "same-boot", state.boot_id, state.instance_id, None, state.booted)
         after, _ = step(State(policy=state.policy, run=state.run), event, Now(9e5, WALL + 9e5))
-        for name in ("attempt", "next_sequence", "known", "lost_steps", "best_step", "rejected",
+        assert after.known == as_a_later_daemon_knows(state.known)
+        for name in ("attempt", "next_sequence", "lost_steps", "best_step", "rejected",
                      "blamed", "crashes_from", "lease_until_wall"):  # fmt: skip
             assert getattr(after, name) == getattr(state, name), name
 

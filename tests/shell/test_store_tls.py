@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
+import time
 from urllib.parse import urlsplit
 
 import pytest
 
-from spotd.shell.store.http1 import Pool, Timeouts
+from spotd.shell.store.http1 import Connection, Pool, Timeouts
 from spotd.shell.store.protocol import Flow, StoreProblem
 from spotd.shell.store.tls import tls_context
 
@@ -58,3 +62,30 @@ def test_another_hosts_certificate_is_not_trusted(server):
         pool.connection(Flow()),
     ):
         pytest.fail("it was trusted")
+
+
+def test_a_line_that_is_only_slow_is_not_taken_for_dead(certificate):
+    """Bytes move all the time, but a megabyte takes longer than nothing may move."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+    received = []
+
+    def read_slowly():
+        with context.wrap_socket(theirs, server_side=True) as peer:
+            while data := peer.recv(16 * 1024):
+                received.append(len(data))
+                time.sleep(0.02)  # the line's pace: 0.8 MB/s
+
+    reader = threading.Thread(target=read_slowly, daemon=True)
+    reader.start()
+    timeouts = Timeouts(3.0, 0.5)  # a megabyte takes 1.3 s
+    sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
+    connection = Connection(sock, timeouts)
+    connection.send(bytes(1024 * 1024))
+    connection.interrupt()
+    reader.join(30)
+    connection.close()
+    assert sum(received) == 1024 * 1024

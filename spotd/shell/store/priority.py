@@ -27,8 +27,8 @@ def one_core() -> None:
     For threads that hold the interpreter's lock for most of what they do: on several cores they
     spend as much on waking each other as on their work (docs/transfer.md).
     """
-    cores = sorted(os.sched_getaffinity(os.getpid()))  # the main thread's, which is never kept
     with contextlib.suppress(OSError):  # a sandbox that forbids it: slower, no more
+        cores = sorted(os.sched_getaffinity(os.getpid()))  # the main thread's, which is never kept
         os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 _STEP = 256 * 1024
 _FIRST_STEP = 16 * 1024
+_SENT_AT_ONCE = 64 * 1024  # bytes that have a time-out's seconds to leave
 # Every record lets go of the interpreter's lock and asks for it again: threads that decrypt
 # at the same time spend more on taking turns than on their records. So a few do, and the
 # others wait in the kernel, on something cheaper. One does 2 GB/s.
@@ -34,6 +35,14 @@ def tls_context(bundle: str | None) -> ssl.SSLContext:
 
 class TlsSender(ssl.SSLSocket):
     """For large bodies that are sent; `SSLContext.wrap_socket` makes it (`tls_context`)."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Sends the beginning of it; returns how much.
+
+        SSLSocket's own sends all of it in one call, and the time-out is for the call: a line
+        that is only slow would count as dead.
+        """
+        return super().send(memoryview(data)[:_SENT_AT_ONCE], flags)
 
     def shutdown(self, how: int) -> None:
         """Ends the connection below, without a word of TLS; any thread may call.

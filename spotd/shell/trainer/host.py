@@ -84,6 +84,7 @@ class TrainerHost:
         self._starting = False
         self._kill_wanted = False
         self._mutex = threading.Lock()
+        self._preflighting = threading.Lock()
         self._remains: Remains | None = None
         become_subreaper()
 
@@ -174,8 +175,12 @@ class TrainerHost:
         self._post(events.ActivityMeasured(counter))
 
     def run_preflight(self) -> None:
-        """Runs `trainer.preflight` once, bounded; posts the outcome from a thread of its own."""
-        threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
+        """Runs `trainer.preflight` once, bounded; posts the outcome from a thread of its own.
+
+        While one runs no second is begun beside it: its outcome is the answer to both.
+        """
+        if self._preflighting.acquire(blocking=False):
+            threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
 
     # --- how -------------------------------------------------------------------------
 
@@ -335,19 +340,24 @@ class TrainerHost:
         )  # fmt: skip
 
     def _preflight(self) -> None:
+        try:
+            reason = self._reason_against_starting()
+        finally:
+            self._preflighting.release()
+        self._post(events.PreflightFailed(reason) if reason else events.PreflightPassed())
+
+    def _reason_against_starting(self) -> str:
         settings = self.settings
         command = settings.preflight
         if not command:
-            self._post(events.PreflightPassed())
-            return
+            return ""
         try:
             account = find_account(settings.user)
             marker = f"preflight.{os.urandom(16).hex()}"
             told = {"SPOTD_RUN": self._run, "SPOTD_CHECKPOINT_DIR": str(self._checkpoints)}
             order = self._order_for(settings, command, account, marker, told)
-            reason = preflight(order, settings.preflight_timeout)
+            return preflight(order, settings.preflight_timeout)
         except StartRefused as refused:
-            reason = f"{refused.reason}" + (f" ({refused.hint})" if refused.hint else "")
+            return f"{refused.reason}" + (f" ({refused.hint})" if refused.hint else "")
         except OSError as error:
-            reason = f"trainer.preflight: {error.strerror}"
-        self._post(events.PreflightFailed(reason) if reason else events.PreflightPassed())
+            return f"trainer.preflight: {error.strerror}"
