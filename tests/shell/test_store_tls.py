@@ -64,13 +64,42 @@ def test_another_hosts_certificate_is_not_trusted(server):
         pytest.fail("it was trusted")
 
 
+def connected_pair():
+    """Two ends of a connection that buffers little."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        ours.connect(listening.getsockname())
+        return ours, listening.accept()[0]
+
+
+def test_a_line_on_which_nothing_moves_is_dead(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    ours, theirs = connected_pair()
+    over = threading.Event()
+
+    def never_read():
+        with context.wrap_socket(theirs, server_side=True):
+            over.wait(30)
+
+    peer = threading.Thread(target=never_read, daemon=True)
+    peer.start()
+    sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
+    connection = Connection(sock, Timeouts(3.0, 0.5))
+    with pytest.raises(TimeoutError):
+        connection.send(bytes(8 * 1024 * 1024))
+    connection.close()
+    over.set()
+    peer.join(30)
+
+
 def test_a_line_that_is_only_slow_is_not_taken_for_dead(certificate):
     """Bytes move all the time, but a megabyte takes longer than nothing may move."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+    ours, theirs = connected_pair()
     received = []
 
     def read_slowly():
