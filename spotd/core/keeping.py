@@ -28,7 +28,8 @@ def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
         t.set(directory_trouble="")
     trainer = t.state.trainer
     if trainer is not None and trainer.superseded:
-        t.set(rejected=t.state.rejected | {event.checkpoint.fingerprint})
+        mark = {event.checkpoint.fingerprint}
+        t.set(rejected=t.state.rejected | mark, void=t.state.void | mark)
         t.persist()
         return
     if t.state.resuming is not None and trainer is None:
@@ -246,9 +247,12 @@ def register_newest(
 
 def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
     """The trainer deleted or replaced it. What is held or stored stays."""
+    upload = t.state.store.upload
     for k in t.state.known:
         if k.name == event.name and k.present:
-            t.set_known(k.id, present=False)
+            sending = upload is not None and upload.id == k.id  # it has the file open
+            lost = k.hold == "none" and not k.stored and not sending
+            t.set_known(k.id, present=False, unsendable=k.unsendable or lost)
     r = t.state.resuming
     looking = r is not None and r.stage in ("looking", "clearing", "preflight")
     if r is None or r.local is None or not looking:
@@ -291,7 +295,8 @@ def on_durable(t: Turn, event: on.Durable) -> None:
 
 def release_older_holds(t: Turn) -> None:
     """Lets go of what is older than the newest that is held and durable."""
-    safe = [k.sequence for k in t.state.known if k.hold not in (None, "none") and k.durable]
+    held = (k for k in t.state.known if k.hold not in (None, "none") and k.durable)
+    safe = [k.sequence for k in held if not {k.id, k.fingerprint} & t.state.rejected]
     if not safe:
         return
     uploading = t.state.store.upload.id if t.state.store.upload else None

@@ -165,12 +165,16 @@ def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
 
 
 def void_attempt(t: Turn) -> None:
-    """Stops the trainer; what this attempt has saved is never resumed from nor stored."""
+    """Stops the trainer; what this attempt has saved is neither resumed from nor stored.
+
+    Unless nobody has trained the run any further: see `restoring.lift`.
+    """
     trainer = t.state.trainer
     if trainer is None:
         return
     void = [k for k in t.state.known if k.sequence >= trainer.first_sequence]
-    t.set(rejected=t.state.rejected | {x for k in void for x in (k.id, k.fingerprint)})
+    marks = {x for k in void for x in (k.id, k.fingerprint)}
+    t.set(rejected=t.state.rejected | marks, void=t.state.void | marks)
     for k in void:
         t.set_known(k.id, unsendable=True)
     t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)

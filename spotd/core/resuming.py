@@ -100,7 +100,7 @@ def _void(t: Turn, event: on.LocalInventory) -> None:
         for c in event.checkpoints
         if c.mtime_ns >= r.void_since * 1e9 and (c.name, c.fingerprint) not in recorded
     }
-    t.set(rejected=t.state.rejected | void)
+    t.set(rejected=t.state.rejected | void, void=t.state.void | void)
 
 
 def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
@@ -186,6 +186,8 @@ def _look(t: Turn) -> None:
     if r.retry_at is not None and t.now.mono < r.retry_at:
         return
     store = t.state.store
+    if store.status == "open":
+        restoring.lift(t)
     without = restoring.choose_for(t, with_store=False)
     alone = _needs_no_store(t, without)
     if store.status == "refused":

@@ -306,6 +306,7 @@ class State:
     failures: int = 0
     blamed: tuple[str, ...] = ()  # names put aside because of crashes, newest last
     rejected: frozenset[str] = frozenset()
+    void: frozenset[str] = frozenset()  # of `rejected`: given up since another machine had the run
     crashes_from: tuple[str, int] | None = None
     retry_at: float | None = None  # end of a back-off
     reason: str = ""  # one line: why the phase is what it is

@@ -38,6 +38,7 @@ class Daemon:
         self.state = State(policy=machine.world.setup.policy, run="run")
         self.alive = True
         self.hung_since: float | None = None
+        self.stood_at = self.woke_at = -1e9  # when it last hung, and went on
         self.hands = Hands(self)
         self._inbox: deque[on.Event] = deque()
         self._deciding = False
@@ -73,12 +74,13 @@ class Daemon:
 
     def hang(self) -> None:
         """The deciding loop stands still, until the watchdog has had enough."""
-        self.hung_since = self.clock.mono
+        self.hung_since = self.stood_at = self.clock.mono
 
     def wake(self) -> None:
         """The loop goes on where it stood."""
         if self.alive and self.hung_since is not None:
             self.hung_since = None
+            self.woke_at = self.clock.mono
             self._decide()
 
     # --- deciding --------------------------------------------------------------------

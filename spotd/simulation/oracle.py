@@ -111,7 +111,8 @@ class Oracle:
             self.broken("lease", "a trainer is started while another machine has the run")
         disk = machine.disk
         file = None if action.resume_from is None else disk.files.get(action.resume_from)
-        if self.world.clock.mono - self.meddled_at < 1.0:
+        since = max(self.meddled_at, daemon.woke_at if self.meddled_at > daemon.stood_at else 0.0)
+        if self.world.clock.mono - since < 1.0:
             return  # somebody tore or deleted a file this very moment
         if action.resume_from is not None and (file is None or not file.whole):
             what = "is not there" if file is None else "is torn"
@@ -348,6 +349,8 @@ class Oracle:
         elif state.phase is Phase.RUNNING and machine.trainer is None:
             self.broken("rest", f"{machine.instance_id} says running, and nothing runs")
         untold = not self.world.bucket.completed and state.store.status != "refused"
+        if untold and state.disk_empty and "no longer on the disk" in state.reason:
+            return  # all of it was deleted: it says so, and waits for a person
         if state.phase is Phase.COMPLETED and machine.store_mood() == "ok" and untold:
             self.broken("rest", "the run is complete and the store does not know")
         held = set(machine.disk.holds)
