@@ -59,7 +59,7 @@ def _is_missing(t: Turn) -> bool:
     """
     state = t.state
     last = state.known[-1] if state.known else None
-    if last is None or not last.durable or last.stored or last.unsendable:
+    if last is None or not last.durable or last.stored:
         return False
     if not state.disk_empty or {last.id, last.fingerprint} & state.rejected:
         return False

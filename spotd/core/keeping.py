@@ -28,8 +28,7 @@ def on_seen(t: Turn, event: on.CheckpointSeen) -> None:
         t.set(directory_trouble="")
     trainer = t.state.trainer
     if trainer is not None and trainer.superseded:
-        mark = {event.checkpoint.fingerprint}
-        t.set(rejected=t.state.rejected | mark, void=t.state.void | mark)
+        t.set(rejected=t.state.rejected | {event.checkpoint.fingerprint})
         t.persist()
         return
     if t.state.resuming is not None and trainer is None:
@@ -247,12 +246,9 @@ def register_newest(
 
 def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
     """The trainer deleted or replaced it. What is held or stored stays."""
-    upload = t.state.store.upload
     for k in t.state.known:
         if k.name == event.name and k.present:
-            sending = upload is not None and upload.id == k.id  # it has the file open
-            lost = k.hold == "none" and not k.stored and not sending
-            t.set_known(k.id, present=False, unsendable=k.unsendable or lost)
+            t.set_known(k.id, present=False)
     r = t.state.resuming
     looking = r is not None and r.stage in ("looking", "clearing", "preflight")
     if r is None or r.local is None or not looking:

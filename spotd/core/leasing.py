@@ -52,7 +52,7 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
         lease_generation=event.generation,
         next_sequence=max(t.state.next_sequence, event.top_sequence + 1, top + 1),
     )
-    _compare(t, stored_ids, top)
+    _compare(t, event.stored, top)
     if event.completed and not t.state.completed:
         t.set(completed=True, completion_safe=True, completion_stored=True)
     _supersede(t, event)
@@ -67,10 +67,20 @@ def on_opened(t: Turn, event: on.StoreOpened) -> None:
     t.persist()
 
 
-def _compare(t: Turn, stored_ids: set[str], top: int) -> None:
-    """What is on record, held against what the store has."""
+def _compare(t: Turn, stored: tuple[StoredCheckpoint, ...], top: int) -> None:
+    """What is on record, held against what the store has.
+
+    Two machines that could not see each other may have given one id to two contents.
+    """
+    by_id = {s.id: s for s in stored}
     for k in t.state.known:
-        if k.id in stored_ids:
+        s = by_id.get(k.id)
+        ours = s is not None and (
+            k.stored or s.instance_id == t.state.instance_id or same_content(k, s)
+        )
+        if s is not None and not ours:
+            t.set_known(k.id, unsendable=True)
+        elif s is not None:
             if not k.stored:
                 _found_stored(t, k)
             t.set_known(k.id, stored=True)
@@ -165,16 +175,13 @@ def _is_ahead(t: Turn, top: StoredCheckpoint) -> bool:
 
 
 def void_attempt(t: Turn) -> None:
-    """Stops the trainer; what this attempt has saved is neither resumed from nor stored.
-
-    Unless nobody has trained the run any further: see `restoring.lift`.
-    """
+    """Stops the trainer; what this attempt has saved is never resumed from nor stored."""
     trainer = t.state.trainer
     if trainer is None:
         return
     void = [k for k in t.state.known if k.sequence >= trainer.first_sequence]
     marks = {x for k in void for x in (k.id, k.fingerprint)}
-    t.set(rejected=t.state.rejected | marks, void=t.state.void | marks)
+    t.set(rejected=t.state.rejected | marks, void_since=trainer.started)
     for k in void:
         t.set_known(k.id, unsendable=True)
     t.set_trainer(superseded=True, kill_at=t.now.mono + SUPERSEDE_GRACE)

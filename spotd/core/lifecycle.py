@@ -222,7 +222,7 @@ def _load(t: Turn, r: dict[str, object], *, same_boot: bool) -> None:
         last_step=record.optional_integer(r.get("last_step")),
         failures=record.integer(r.get("failures")) if same_boot else 0,
         rejected=frozenset(record.texts(r.get("rejected"))),
-        void=frozenset(record.texts(r.get("void"))),
+        void_since=record.number(r.get("void_since")) or None,
         blamed=record.texts(r.get("blamed")),
         crashes_from=(record.text(crashes[0]), record.integer(crashes[1]))
         if isinstance(crashes, list) and len(crashes) == 2  # noqa: PLR2004 - a pair

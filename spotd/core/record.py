@@ -67,7 +67,7 @@ def to_record(state: State) -> dict[str, object]:
         "failures": state.failures,
         "blamed": list(state.blamed),
         "rejected": sorted(state.rejected),
-        "void": sorted(state.void),
+        "void_since": state.void_since,
         "crashes_from": list(state.crashes_from) if state.crashes_from else None,
         # A run whose last checkpoint a power cut could still take is not complete yet.
         "completed": state.completed and state.completion_safe,

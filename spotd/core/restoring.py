@@ -35,26 +35,6 @@ def choose_for(t: Turn, *, with_store: bool) -> Choice:
     )
 
 
-def lift(t: Turn) -> None:
-    """What was given up for another machine's run counts after all, if that has stored nothing.
-
-    The other machine was gone then, and only its lease was still there: what was trained here
-    meanwhile is the furthest anybody has come. Anything in the store that this machine does
-    not know of may be ahead, and then it stays given up.
-    """
-    state = t.state
-    if not state.void or state.completed:
-        return
-    ours = {k.id for k in state.known if k.id not in state.void}
-    oldest = min((k.sequence for k in state.known), default=0)
-    if all(s.id in ours or s.sequence < oldest for s in state.store.listed):
-        for k in state.known:
-            if k.id in state.void:
-                t.set_known(k.id, unsendable=False)
-        t.set(rejected=state.rejected - state.void)
-    t.set(void=frozenset())
-
-
 def know_as(t: Turn, checkpoint_id: str, c: LocalCheckpoint, step: int | None) -> None:
     """What stands on the disk is what the store has under this id."""
     parsed = parse_checkpoint_id(checkpoint_id)

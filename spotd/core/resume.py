@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from spotd.core.checkpoint import name_family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint
     from spotd.core.state import Known
@@ -90,12 +90,28 @@ def choose(
         if k is not None and f"hold:{k.id}" not in rejected:
             offers.append((k.sequence, 2, Choice("hold", c.name, k.id, k.step, k.fingerprint)))
     offers += [(s.sequence, 1, Choice("store", s.name, s.id, s.step)) for s in stored]
+    offers = [_behind(o, by_id, stored) for o in offers]
     good = [o for o in offers if not {o[2].id, o[2].fingerprint} & rejected]
     sequence, _, best = max(good, key=lambda o: o[:2], default=(-1, -1, NOTHING))
     fresh = newest(c for c in unrecorded if c.fingerprint not in rejected)
     if fresh is not None and _newer_than_best(fresh, sequence, stored, known):
         return Choice("disk", fresh.name, None, fresh.step, fresh.fingerprint)
     return best
+
+
+def _behind(
+    offer: tuple[int, int, Choice], by_id: Mapping[str, Known], stored: Sequence[StoredCheckpoint]
+) -> tuple[int, int, Choice]:
+    """Puts what was never stored after what another machine stored under the same number.
+
+    Unless it is the newer one all the same, by step or by time.
+    """
+    sequence, _, choice = offer
+    k = by_id.get(choice.id) if choice.id is not None else None
+    if k is None or k.stored or choice.source == "store":
+        return offer
+    twins = (s for s in stored if s.sequence == sequence and not same_content(k, s))
+    return offer if all(is_newer(k, s) for s in twins) else (sequence, 0, choice)
 
 
 def _on_disk(

@@ -30,16 +30,13 @@ STORE_PATIENCE = 5.0  # seconds a good checkpoint on the disk waits for the stor
 LEASE_SLACK = 30.0  # seconds a lease on record must still have for a start without asking
 
 
-def begin(t: Turn, reason: str = "", *, void_since: float | None = None) -> None:
-    """Starts looking for what to resume from.
-
-    `void_since`: what the trainer wrote from then on (wall clock) is behind the store.
-    """
+def begin(t: Turn, reason: str = "") -> None:
+    """Starts looking for what to resume from."""
     state = t.state
     if state.trainer is not None:
         return
     t.enter(Phase.RESTORING, reason)
-    t.set(resuming=Resuming(since=t.now.mono, void_since=void_since), retry_at=None)
+    t.set(resuming=Resuming(since=t.now.mono), retry_at=None)
     t.set_store(halted=False)
     if state.store.status != "open":
         t.set_store(retry_at=None, asked_at=None)
@@ -70,9 +67,9 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
         inspections=max(0, t.state.inspections - 1),
     )
     keeping.compare_with_disk(t, event)
+    _void(t, event)
     if t.state.resuming is not None:
         if t.state.inspections == 0:  # an older answer may have been asked of a live trainer
-            _void(t, event)
             t.set_resuming(local=event, inspecting=False)
             starting.put_torn_aside(t, dict(event.torn))
         return
@@ -90,17 +87,17 @@ def on_inventory(t: Turn, event: on.LocalInventory) -> None:
 
 
 def _void(t: Turn, event: on.LocalInventory) -> None:
-    """What a superseded trainer wrote without being seen is not to be resumed from either."""
-    r = t.state.resuming
-    if r is None or r.void_since is None:
+    """What a superseded trainer wrote without being seen is not wanted either."""
+    since = t.state.void_since
+    if since is None:
         return
     recorded = {(k.name, k.fingerprint) for k in t.state.known}
     void = {
         c.fingerprint
         for c in event.checkpoints
-        if c.mtime_ns >= r.void_since * 1e9 and (c.name, c.fingerprint) not in recorded
+        if c.mtime_ns >= since * 1e9 and (c.name, c.fingerprint) not in recorded
     }
-    t.set(rejected=t.state.rejected | void, void=t.state.void | void)
+    t.set(rejected=t.state.rejected | void)
 
 
 def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
@@ -115,11 +112,11 @@ def on_directory_trouble(t: Turn, event: on.DirectoryTrouble) -> None:
         return
     if t.state.interruption is not None and t.state.interruption.inspection == "asked":
         t.set_interruption(inspection="done")  # a drain does not wait for it
-    if not t.state.disk_seen:
+    unlooked = t.state.completed and not t.state.completion_inspected
+    if unlooked or not t.state.disk_seen:
         t.set(look_at=t.now.mono + restoring.DIRECTORY_RETRY)
-        t.set(reason=f"{event.reason}{advice}" if t.state.completed else t.state.reason)
-    elif t.state.completed:
-        t.set(completion_inspected=True)  # what there is to store has been seen before
+    if unlooked:
+        t.set(reason=f"{event.reason}{advice}")
 
 
 def advance_look(t: Turn) -> None:
@@ -143,6 +140,8 @@ def advance(t: Turn) -> None:
         if r.stage == "starting":
             return  # a process is on its way: it is stopped as soon as it is known
         t.set(resuming=None)
+        if not t.state.disk_seen and t.state.look_at is None:
+            t.set(look_at=t.now.mono + restoring.DIRECTORY_RETRY)
         t.announce("completed", f"run {t.state.run} is complete: nothing to train", 5)
         t.set(completion_inspected=True)
         t.enter(Phase.COMPLETED, "this run is complete; another `run` name starts a new one")
@@ -186,8 +185,6 @@ def _look(t: Turn) -> None:
     if r.retry_at is not None and t.now.mono < r.retry_at:
         return
     store = t.state.store
-    if store.status == "open":
-        restoring.lift(t)
     without = restoring.choose_for(t, with_store=False)
     alone = _needs_no_store(t, without)
     if store.status == "refused":
@@ -236,6 +233,8 @@ def _needs_no_store(t: Turn, choice: Choice) -> bool:
     ours = t.state.lease_until_wall - LEASE_SLACK > t.now.wall
     if choice is NOTHING or not ours or not _is_up_to_date(t, choice):
         return False
+    if t.state.void_since is not None:
+        return False  # the store is known to be ahead
     parsed = parse_checkpoint_id(choice.id) if choice.id else None
     return parsed is None or not any(
         k.sequence > parsed[0] and not (k.stored or k.unsendable) for k in t.state.known

@@ -90,6 +90,7 @@ def _start(t: Turn) -> None:
         lost_steps=state.lost_steps + lost,
         last_step=None,
         contents_checked=True,
+        void_since=None,
         trainer=Trainer(
             attempt=state.attempt + 1,
             started=t.now.wall,

@@ -151,7 +151,6 @@ class Resuming:
     announced: str = ""
     failing_since: float | None = None
     blind: bool = False
-    void_since: float | None = None  # wall clock: what was written from then on is not wanted
 
 
 @dataclass(frozen=True)
@@ -306,7 +305,7 @@ class State:
     failures: int = 0
     blamed: tuple[str, ...] = ()  # names put aside because of crashes, newest last
     rejected: frozenset[str] = frozenset()
-    void: frozenset[str] = frozenset()  # of `rejected`: given up since another machine had the run
+    void_since: float | None = None  # wall clock: what a superseded trainer wrote is not wanted
     crashes_from: tuple[str, int] | None = None
     retry_at: float | None = None  # end of a back-off
     reason: str = ""  # one line: why the phase is what it is

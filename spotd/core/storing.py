@@ -109,6 +109,10 @@ def on_upload_failed(t: Turn, event: on.UploadFailed) -> None:
             checkpoint=event.id,
         )
         keeping.hold_again(t)  # the one before it is the newest now
+        if t.state.completed and t.state.trainer is None:
+            # Gone, or is its file system? The run is not called complete before that is known.
+            t.set(completion_inspected=False)
+            keeping.inspect(t)
         return
     failures = t.state.store.upload_failures + 1
     t.set_store(upload_failures=failures, upload_retry_at=t.now.mono + leasing.delay(t, failures))

@@ -233,7 +233,7 @@ def on_exited(t: Turn, event: on.TrainerExited) -> None:
         t.set_interruption(inspection="asked")
         return
     t.persist()
-    resuming.begin(t, "starting again", void_since=trainer.started if trainer.superseded else None)
+    resuming.begin(t, "starting again")
 
 
 def _refuse_requests(t: Turn) -> tuple[tuple[int, int], ...]:

@@ -260,7 +260,7 @@ class Oracle:
         for state in (before, after):
             if state.trainer is not None and state.trainer.superseded:
                 return
-            if state.resuming is not None and state.resuming.void_since is not None:
+            if state.void_since is not None:
                 return
         if isinstance(event, on.Started) or (isinstance(event, on.FetchFailed) and event.damaged):
             return

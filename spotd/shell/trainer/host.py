@@ -84,7 +84,6 @@ class TrainerHost:
         self._starting = False
         self._kill_wanted = False
         self._mutex = threading.Lock()
-        self._preflighting = threading.Lock()
         self._remains: Remains | None = None
         become_subreaper()
 
@@ -175,12 +174,8 @@ class TrainerHost:
         self._post(events.ActivityMeasured(counter))
 
     def run_preflight(self) -> None:
-        """Runs `trainer.preflight` once, bounded; posts the outcome from a thread of its own.
-
-        While one runs no second is begun beside it: its outcome is the answer to both.
-        """
-        if self._preflighting.acquire(blocking=False):
-            threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
+        """Runs `trainer.preflight` once, bounded; posts the outcome from a thread of its own."""
+        threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
 
     # --- how -------------------------------------------------------------------------
 
@@ -340,24 +335,19 @@ class TrainerHost:
         )  # fmt: skip
 
     def _preflight(self) -> None:
-        try:
-            reason = self._reason_against_starting()
-        finally:
-            self._preflighting.release()
-        self._post(events.PreflightFailed(reason) if reason else events.PreflightPassed())
-
-    def _reason_against_starting(self) -> str:
         settings = self.settings
         command = settings.preflight
         if not command:
-            return ""
+            self._post(events.PreflightPassed())
+            return
         try:
             account = find_account(settings.user)
             marker = f"preflight.{os.urandom(16).hex()}"
             told = {"SPOTD_RUN": self._run, "SPOTD_CHECKPOINT_DIR": str(self._checkpoints)}
             order = self._order_for(settings, command, account, marker, told)
-            return preflight(order, settings.preflight_timeout)
+            reason = preflight(order, settings.preflight_timeout)
         except StartRefused as refused:
-            return f"{refused.reason}" + (f" ({refused.hint})" if refused.hint else "")
+            reason = f"{refused.reason}" + (f" ({refused.hint})" if refused.hint else "")
         except OSError as error:
-            return f"trainer.preflight: {error.strerror}"
+            reason = f"trainer.preflight: {error.strerror}"
+        self._post(events.PreflightFailed(reason) if reason else events.PreflightPassed())
