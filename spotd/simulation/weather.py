@@ -66,6 +66,9 @@ def schedule_from(seed: int) -> Schedule:
             weather = _given_up_before(trainer, random)
     elif rare < 0.08:  # noqa: PLR2004
         weather = _second_thoughts(weather, random)
+    elif rare < 0.14:  # noqa: PLR2004
+        more = random.choice(_TOGETHER)(random.uniform(5.0, 0.8 * span), random)
+        weather = tuple(sorted((*weather, *more), key=lambda w: w.at))
     return Schedule(setup, weather, until=1.2 * span + 200.0, settle=SETTLE)
 
 
@@ -82,6 +85,51 @@ def _second_thoughts(weather: tuple[Weather, ...], random: Random) -> tuple[Weat
     more = (Weather(withdrawn, "withdraw"), Weather(again, "notice", how))
     changed = (replace(w, how={**w.how, "stop": "none"}) if w is first else w for w in weather)
     return tuple(sorted((*changed, *more), key=lambda w: w.at))
+
+
+def _cut_in_a_notice(at: float, random: Random) -> tuple[Weather, ...]:
+    """The power fails after the notice, which still stands at the boot; the mount may be late."""
+    cut = Weather(at + random.uniform(0.5, 20.0), "cut", {"down": 5.0})
+    notice = Weather(at, "notice", {"stop": random.choice(("none", "cut")), "down": 20.0})
+    late = Weather(cut.at + random.uniform(0.5, 20.0), "directory", _seconds(30.0, 60.0)(random))
+    return (notice, cut, late) if random.random() < 0.6 else (notice, cut)  # noqa: PLR2004
+
+
+def _cut_in_an_outage(at: float, random: Random) -> tuple[Weather, ...]:
+    """The power fails while the store is away or lying, and the mount is late."""
+    how = {"mood": random.choice(("down", "lying")), "seconds": random.uniform(5.0, 600.0)}
+    return (
+        Weather(max(0.0, at - 4.0), "store", how),
+        Weather(at, "cut", {"down": random.choice((5.0, 20.0))}),
+        Weather(at + 1.0, "directory", _seconds(10.0, 30.0)(random)),
+    )
+
+
+def _replaced_in_an_outage(at: float, random: Random) -> tuple[Weather, ...]:
+    """A replacement starts without the store, its preflight waiting; somebody else may train."""
+    weather = [
+        Weather(at, "replace", {"down": 10.0, "keep_disk": random.random() < 0.6}),  # noqa: PLR2004
+        Weather(at + 5.0, "store", {"mood": "down", "seconds": random.uniform(10.0, 120.0)}),
+        Weather(at + 6.0, "preflight", {"seconds": random.uniform(20.0, 200.0)}),
+    ]
+    if random.random() < 0.4:  # noqa: PLR2004
+        weather.append(Weather(at + random.uniform(0.0, 60.0), "second_machine", {}))
+    if random.random() < 0.3:  # noqa: PLR2004
+        seconds = random.uniform(30.0, 300.0)
+        weather.append(Weather(at + random.uniform(10.0, 100.0), "network", {"seconds": seconds}))
+    return tuple(weather)
+
+
+def _mount_lost_at_the_end(at: float, random: Random) -> tuple[Weather, ...]:
+    """The store goes, and a while later the mount: the end of the run may lie between."""
+    return (
+        Weather(at, "store", {"mood": "down", "seconds": random.uniform(60.0, 600.0)}),
+        Weather(at + random.uniform(0.0, 100.0), "directory", _seconds(100.0, 600.0)(random)),
+    )
+
+
+# What would else hardly ever come so close together.
+_TOGETHER = (_cut_in_a_notice, _cut_in_an_outage, _replaced_in_an_outage, _mount_lost_at_the_end)
 
 
 def _given_up_before(trainer: TrainerModel, random: Random) -> tuple[Weather, ...]:
