@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 # the request that finds out.
 _KEEP_IDLE = 5.0  # seconds
 _HEAD_LIMIT = 32 * 1024  # bytes of status line and headers; S3's have one or two KiB
-_UNKNOWN = 2**62
 _OK, _NO_CONTENT = 200, 204
 
 
@@ -130,7 +129,7 @@ class Connection:
 
     def answer(self) -> Answer:
         """Waits for status line and headers of the answer."""
-        self._unsent_before = _UNKNOWN
+        self._unsent_before = self._unsent()
         while True:
             answer = Answer(self, self._head())
             if answer.status >= _OK:

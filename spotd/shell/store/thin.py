@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _CHUNK = 1024 * 1024
 _CHUNK_HEAD = b"%X\r\n" % _CHUNK
 _OK, _PARTIAL, _RANGE = 200, 206, 416
+# Seconds for an answer that came before its request was over: it is there, or there is none, and
+# a line on which nothing moves must not be waited for twice.
+_EARLY = 0.5
 # Bytes to receive over TLS from which on a second process is worth its start.
 _WORTH_A_TWIN = 64 * 1024 * 1024
 
@@ -155,6 +158,7 @@ class ThinSender:
 
     def _raise_early(self, connection: Connection, operation: str, key: str) -> None:
         try:
+            connection.sock.settimeout(_EARLY)
             answer = connection.answer()
             data = answer.small()
         except OSError:
