@@ -56,7 +56,7 @@ def compare_with_disk(t: Turn, event: on.LocalInventory) -> None:
     """Corrects what is on record: what stands in the directory, what is held."""
     present = {(c.name, c.fingerprint) for c in event.checkpoints}
     held = {h.id: h.checkpoint for h in event.held}
-    torn = dict(event.torn)
+    torn = {name for name, _ in event.torn}
     newest_id = t.state.known[-1].id if t.state.known else None
     for k in t.state.known:
         there = (k.name, k.fingerprint) in present

@@ -3,7 +3,8 @@
 Order. What spotd has given an id is ordered by its sequence. Against those, a checkpoint
 on the disk without an id (it appeared while no spotd was looking, or was there before
 spotd came) is ordered by step where both belong to one family of names, and by the time
-of its newest file where not. The disk wins when equal.
+of its newest file where not. The disk wins when equal, except where another machine has
+stored something newer under the same number.
 """
 
 from __future__ import annotations

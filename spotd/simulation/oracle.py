@@ -59,7 +59,7 @@ class Oracle:
         self.meddled_at = -1e9
         self.last_step = 0  # of the newest attempt, when it ended
         self.gave_up_at = -1e9  # when spotd last said that it takes an older one
-        self._void: dict[str, list[tuple[float, float]]] = {}  # machine -> attempts not wanted
+        self._void: dict[str, dict[float, float]] = {}  # machine -> attempts not wanted: from, to
         self.rotten_seen: set[str] = set()  # found damaged when they were fetched
         self.useful = 0
         self.alive = 0.0
@@ -239,16 +239,10 @@ class Oracle:
 
     def decided(self, machine: Machine, event: on.Event, before: State, after: State) -> None:
         """One decision was made."""
-        now = self.world.clock.mono
-        trainer = after.trainer
-        if trainer is not None and trainer.superseded:
-            void = self._void.setdefault(machine.name, [])
-            if not void or void[-1][0] != trainer.started_mono:
-                void.append((trainer.started_mono, now))
-            void[-1] = (trainer.started_mono, now)
-        elif before.trainer is not None and before.trainer.superseded:
-            begun = before.trainer.started_mono
-            self._void[machine.name][-1] = (begun, now)
+        for trainer in (before.trainer, after.trainer):
+            if trainer is not None and trainer.superseded:
+                void = self._void.setdefault(machine.name, {})
+                void[trainer.started_mono] = self.world.clock.mono
         self._rejected(event, before, after)
         if after.completed and not before.completed and after.phase is not Phase.COMPLETED:
             self.completed_by_trainer = True
@@ -279,7 +273,7 @@ class Oracle:
         state = machine.daemon.state
         if self.meddled_at >= at or state.store.status == "refused":
             return  # or the run is another machine's, and what was trained here is not wanted
-        if any(begun <= at <= end for begun, end in self._void.get(machine.name, ())):
+        if any(begun <= at <= end for begun, end in self._void.get(machine.name, {}).items()):
             return  # it was: its trainer was superseded
         bucket = world.bucket
         if any(bucket.objects[i].step > file.step for i in bucket.manifests if i in bucket.objects):

@@ -92,12 +92,17 @@ def test_a_run_is_over_when_the_oldest_checkpoint_is_deleted():
     assert len(run.state.store.listed) == KEEP
 
 
-def test_a_deletion_that_failed_is_tried_once_more_before_the_run_is_over():
+def run_that_ends_with_one_to_delete():
     run = Run()
     run.opened(1, 2, 3)
     run.happens(on.DeletedFromStore(("00000001-1.pt",)))
     run.ends(2, 3, 4)
     assert run.deletions == [("00000001-1.pt",), ("00000002-2.pt",)]
+    return run
+
+
+def test_a_deletion_that_failed_is_tried_once_more_before_the_run_is_over():
+    run = run_that_ends_with_one_to_delete()
     run.happens(on.StoreFailed("delete", "it is away"), on.CompletionStored())
     assert not run.over
     while len(run.deletions) == 2:
@@ -107,11 +112,7 @@ def test_a_deletion_that_failed_is_tried_once_more_before_the_run_is_over():
 
 
 def test_a_store_that_lets_nothing_be_deleted_does_not_keep_a_run_from_ending():
-    run = Run()
-    run.opened(1, 2, 3)
-    run.happens(on.DeletedFromStore(("00000001-1.pt",)))
-    run.ends(2, 3, 4)
-    assert run.deletions == [("00000001-1.pt",), ("00000002-2.pt",)]
+    run = run_that_ends_with_one_to_delete()
     run.happens(on.StoreFailed("delete", "AccessDenied"), on.CompletionStored())
     while len(run.deletions) == 2:
         run.later()

@@ -64,6 +64,19 @@ def test_another_hosts_certificate_is_not_trusted(server):
         pytest.fail("it was trusted")
 
 
+def ends_of_a_line(certificate):
+    """What makes our end of a connection over TLS, and what makes the other, in a thread."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    ours, theirs = connected_pair()
+
+    def secured():
+        sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
+        return Connection(sock, Timeouts(3.0, 0.5))
+
+    return secured, lambda: context.wrap_socket(theirs, server_side=True)
+
+
 def connected_pair():
     """Two ends of a connection that buffers little."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -75,19 +88,16 @@ def connected_pair():
 
 
 def test_a_line_on_which_nothing_moves_is_dead(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    ours, theirs = connected_pair()
+    connect, accept = ends_of_a_line(certificate)
     over = threading.Event()
 
     def never_read():
-        with context.wrap_socket(theirs, server_side=True):
+        with accept():
             over.wait(30)
 
     peer = threading.Thread(target=never_read, daemon=True)
     peer.start()
-    sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
-    connection = Connection(sock, Timeouts(3.0, 0.5))
+    connection = connect()
     with pytest.raises(TimeoutError):
         connection.send(bytes(8 * 1024 * 1024))
     connection.close()
@@ -97,22 +107,18 @@ def test_a_line_on_which_nothing_moves_is_dead(certificate):
 
 def test_a_line_that_is_only_slow_is_not_taken_for_dead(certificate):
     """Bytes move all the time, but a megabyte takes longer than nothing may move."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    ours, theirs = connected_pair()
+    connect, accept = ends_of_a_line(certificate)
     received = []
 
     def read_slowly():
-        with context.wrap_socket(theirs, server_side=True) as peer:
+        with accept() as peer:
             while data := peer.recv(16 * 1024):
                 received.append(len(data))
                 time.sleep(0.02)  # the line's pace: 0.8 MB/s
 
     reader = threading.Thread(target=read_slowly, daemon=True)
     reader.start()
-    timeouts = Timeouts(3.0, 0.5)  # a megabyte takes 1.3 s
-    sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
-    connection = Connection(sock, timeouts)
+    connection = connect()  # nothing may move for 0.5 s; a megabyte takes 1.3
     connection.send(bytes(1024 * 1024))
     connection.interrupt()
     reader.join(30)
