@@ -12,8 +12,8 @@ from spotd.core import events as on
 from spotd.core.lifecycle import step
 from spotd.core.record import counts_from, interruption_from, known_from, to_record
 from spotd.core.state import Now, Phase, Policy, State
-from spotd.simulation import weather
 from spotd.simulation.daemon import Daemon
+from spotd.simulation.schedules import schedule_from
 from spotd.simulation.world import World
 
 WALL = 1_750_000_000.0
@@ -37,7 +37,7 @@ def states_of_a_bad_day(seeds):
     Daemon._handle = noting
     try:
         for seed in seeds:
-            World(weather.schedule_from(seed)).run()
+            World(schedule_from(seed)).run()
     finally:
         Daemon._handle = original
     return seen

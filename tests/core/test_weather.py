@@ -9,6 +9,7 @@ import pytest
 from spotd.core.state import TRANSITIONS
 from spotd.simulation import weather
 from spotd.simulation.models import Weather
+from spotd.simulation.schedules import schedule_from
 from spotd.simulation.world import World
 
 SCHEDULES = 20_000
@@ -25,12 +26,12 @@ def test_twenty_thousand_random_schedules_break_no_invariant():
 
 
 def test_a_schedule_is_made_from_its_seed_alone():
-    assert weather.schedule_from(7) == weather.schedule_from(7)
-    assert weather.schedule_from(7) != weather.schedule_from(8)
+    assert schedule_from(7) == schedule_from(7)
+    assert schedule_from(7) != schedule_from(8)
 
 
 def test_the_same_schedule_plays_the_same_story_twice():
-    schedule = weather.schedule_from(11)
+    schedule = schedule_from(11)
     one, two = (World(schedule, story=True).run() for _ in range(2))
     assert one.trace.text() == two.trace.text()
 
@@ -39,7 +40,7 @@ def test_polls_that_change_nothing_can_be_left_out():
     from dataclasses import replace
 
     for seed in range(40, 60):
-        lazy = weather.schedule_from(seed)
+        lazy = schedule_from(seed)
         lazy = replace(lazy, setup=replace(lazy.setup, jitter=None))
         exact = replace(lazy, setup=replace(lazy.setup, lazy=False))
         a, b = World(lazy).run(), World(exact).run()
@@ -57,7 +58,7 @@ def test_a_broken_schedule_is_shrunk_to_what_breaks_it(monkeypatch):
     monkeypatch.setattr(weather, "faults", broken_by_a_cut)
     schedule = next(
         s
-        for s in map(weather.schedule_from, range(1000))
+        for s in map(schedule_from, range(1000))
         if len(s.weather) > 3 and any(w.what == "cut" for w in s.weather)
     )
     small = weather.shrink(schedule)
