@@ -250,10 +250,10 @@ def on_vanished(t: Turn, event: on.CheckpointVanished) -> None:
         if k.name == event.name and k.present:
             t.set_known(k.id, present=False)
     r = t.state.resuming
-    looking = r is not None and r.stage in ("looking", "clearing", "preflight")
-    if r is None or r.local is None or not looking:
+    if r is None or r.local is None or r.stage not in ("looking", "clearing", "preflight"):
         return
-    if event.name in {c.name for c in r.local.checkpoints}:
+    chosen = "" if r.choice is None else r.choice.name  # fetched or put back since the look
+    if event.name in {chosen, *(c.name for c in r.local.checkpoints)}:
         # What was going to be resumed from may be gone: look again.
         t.set_resuming(stage="looking", local=None, choice=None, retry_at=None)
 

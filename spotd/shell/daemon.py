@@ -191,7 +191,7 @@ class Daemon:
         self._perform.update(self._performers())
 
     def _status(self) -> dict[str, object]:
-        status = status_of(self.loop.state, clock())
+        status = status_of(self.loop.settled(), clock())
         trainer = status["trainer"]
         if isinstance(trainer, dict):
             trainer["datagrams"] = {"received": self.socket.received, "dropped": self.socket.bad}

@@ -9,6 +9,7 @@ here and only from here: it vouches for the deciding, not for the process.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from spotd.shell.notify import Notifier
 
 LONGEST_WAIT = 30.0  # seconds without an event after which the status line is looked at
+TURN_PATIENCE = 1.0  # seconds for a turn to end; what hangs longer must not hide the state
 
 
 def clock() -> Now:
@@ -57,6 +59,7 @@ class Loop:
         self._queue: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self._exit: int | None = None
         self._defects: set[str] = set()
+        self._turn = threading.Lock()
         self.observe: Callable[[State, Now], None] | None = None  # returns at once
 
     def post(self, event: on.Event) -> None:
@@ -65,6 +68,22 @@ class Loop:
 
     def handle(self, event: on.Event) -> None:
         """Decides on one event and carries the decision out. The loop's thread only."""
+        with self._turn:
+            self._handle(event)
+
+    def settled(self) -> State:
+        """Returns the state when what was decided last is carried out too; any other thread.
+
+        So nobody is told "drained" before that is on record and in the journal.
+        """
+        ended = self._turn.acquire(timeout=TURN_PATIENCE)
+        try:
+            return self.state
+        finally:
+            if ended:
+                self._turn.release()
+
+    def _handle(self, event: on.Event) -> None:
         now = clock()
         try:
             self.state, actions = step(self.state, event, now)

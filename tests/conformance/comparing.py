@@ -38,7 +38,7 @@ SHELLS_OWN = frozenset({"state_unwritable", "metrics_failed", "message_sent", "m
 # process of its own): each says what it saw when it saw it.
 _TRAINER = (
     "trainer_exited", "training", "trainer_started", "completed",
-    "stop_signal_sent", "stop_signal_uncaught",
+    "stop_signal_sent", "stop_signal_uncaught", "checkpoint_requested",
 )  # fmt: skip
 _DIRECTORY = ("checkpoint_seen",)
 _STORE = ("checkpoint_stored", "store_failed", "store_back")

@@ -160,6 +160,7 @@ class ModelScene(Scene):
         self.world.oracle.disk_lost(m)
         m.disk = Disk(m.instance_id)
         m.imds.clear()
+        m.gate = 0
 
     def full(self, is_full: bool) -> None:
         self._machine().disk.full = is_full
@@ -189,6 +190,7 @@ class ModelScene(Scene):
 
     def _open_gate(self, step: int, machine: int = 0) -> GatedMachine:
         m = self._machine(machine)
+        assert step >= m.gate, "a real trainer may have gone further already"
         m.gate = step
         if isinstance(m.trainer, GatedTrainer):
             m.trainer.gate_opened()

@@ -104,12 +104,15 @@ class RealScene(Scene):
         self._stages[machine].boot()
 
     def cut(self, machine: int = 0) -> None:
-        self._stages[machine].power_cut()
+        stage = self._stages[machine]
+        self.until(lambda: _is_on_record(stage), "the record on the disk")
+        stage.power_cut()
         self._beside("step", machine).unlink(missing_ok=True)
 
     def new_instance(self) -> None:
         self._before = self.events()
         self._stages[0].lose_disk()
+        self._lever("gate", None)  # a trainer that starts from scratch would run up to it
         self._imds[0].instance_id = "i-30000000000000003"
         self._imds[0].withdraw()
 
@@ -235,15 +238,6 @@ class RealScene(Scene):
         before = [] if machine else self._before
         return before + self._stages[machine].events()
 
-    def wait_state(self, name: str, machine: int = 0) -> None:
-        super().wait_state(name, machine)
-        if name == "backing-off":  # decided; now on record too, for whoever kills it next
-            self.until(lambda: self._trainer_on_record(machine) is None, "the record of it")
-
-    def _trainer_on_record(self, machine: int) -> Any:
-        [record] = self._stages[machine].runtime.glob("*.state.json")
-        return json.loads(record.read_text())["trainer"]
-
     def status(self, machine: int = 0) -> dict[str, Any]:
         return self._stages[machine].status()
 
@@ -274,6 +268,13 @@ class RealScene(Scene):
             }
             found.append(Seen(self.events(n), self._loaded(n), left))
         return found
+
+
+def _is_on_record(stage: Stage) -> bool:
+    """Whether what was decided is on the disk by now: a thread of spotd's writes it there."""
+    decided = [path.read_bytes() for path in stage.runtime.glob("*.state.json")]
+    written = [path.read_bytes() for path in [stage.state / "state.json"] if path.exists()]
+    return decided in (written, [])
 
 
 def _names(place: Path) -> list[str]:

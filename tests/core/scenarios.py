@@ -605,6 +605,18 @@ story(
     policy={"preflight": True, "start_timeout": 30.0},
 )
 story(
+    "torn-after-it-came-back-while-the-preflight-fails",
+    "What came back from the store is torn on the disk while the preflight command still "
+    "fails: looked at again before anything starts (seed 60127791)",
+    [
+        (230, "replace", {"down": 5.0}),
+        (800, "preflight", {"seconds": 100.0}),
+        (850, "tear"),
+    ],
+    both(resumed(0, 200), said("checkpoint_rejected", "restore_finished")),
+    policy={"preflight": True},
+)
+story(
     "torn-link-is-not-sent-at-the-next-boot",
     "A power cut tears what was held by a link a moment ago; at the boot the notice still stands, "
     "and the store answers before the disk has been looked at (seed 20058965)",

@@ -2,9 +2,12 @@
 
 import socket
 import threading
+from typing import get_args
 
 import pytest
 
+from spotd.core import actions as do
+from spotd.core import events as on
 from spotd.core.state import Policy, State
 from spotd.shell.loop import Loop
 from spotd.shell.notify import Notifier
@@ -92,3 +95,33 @@ def test_a_defect_in_the_telling_does_not_end_the_deciding(monkeypatch):
     loop._tell()
     assert [a.name for a in announced] == ["defect"]
     assert "IndexError" in announced[0].message
+
+
+def test_nobody_is_told_what_is_not_carried_out_yet():
+    inspecting, may_go_on = threading.Event(), threading.Event()
+
+    def inspect(_):
+        inspecting.set()
+        assert may_go_on.wait(20)
+
+    perform = dict.fromkeys(get_args(do.Action), lambda _: None) | {do.Inspect: inspect}
+    before = State(Policy(), run="r")
+    loop = Loop(before, perform, Notifier(), lambda _: None)
+    told = []
+    deciding = threading.Thread(target=loop.handle, args=(on.Started(None, "first", "b", "i-1"),))
+    asking = threading.Thread(target=lambda: told.append(loop.settled()))
+    deciding.start()
+    assert inspecting.wait(20)
+    asking.start()
+    may_go_on.set()
+    deciding.join()
+    asking.join()
+    assert told == [loop.state]
+    assert told != [before]
+
+
+def test_a_turn_that_hangs_does_not_hide_the_state(monkeypatch):
+    monkeypatch.setattr("spotd.shell.loop.TURN_PATIENCE", 0.01)
+    loop = Loop(State(Policy(), run="r"), {}, Notifier(), lambda _: None)
+    with loop._turn:
+        assert loop.settled() == loop.state

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from spotd.shell.store import client as client_module
 from spotd.shell.store.lease import TTL, TTL_BY_OUR_CLOCKS
 from spotd.shell.store.settings import StoreSettings
 from spotd.testing.faults import Fault, FaultProxy
+
+ENDS = (events.Uploaded, events.UploadFailed)
 
 
 @pytest.fixture
@@ -208,6 +212,56 @@ def test_an_upload_that_has_become_urgent_goes_on_as_one(daemon, s3, proxy):
     one.upload(1, "a.pt", urgent=True)
     uploaded = one.wait("Uploaded", "UploadFailed", timeout=15)
     assert isinstance(uploaded, events.Uploaded)
+
+
+def heard_late(client, word):
+    """Waits until the worker has said `word`; whoever holds the client's lock hears it after."""
+    process = client._process
+
+    def said():
+        with contextlib.suppress(TimeoutError):  # nothing at all yet
+            return word in process.connection.recv(1 << 16, socket.MSG_PEEK)
+
+    until(said)
+
+
+def test_one_that_becomes_urgent_when_it_is_stored_already_does_not_hold_up_the_next(daemon, s3):
+    one = daemon(s3)
+    one.open()
+    write_file(one.directory / "a.pt", 20 * MIB)
+    write_file(one.directory / "b.pt", MIB)
+    with one.client._lock:  # the notice comes before the daemon has heard that it is stored
+        one.upload(1, "a.pt")
+        heard_late(one.client, b'"Uploaded"')
+        one.upload(1, "a.pt", urgent=True)
+        post = one.client._post
+
+        def next_at_once(event):
+            post(event)
+            if isinstance(event, events.Uploaded) and event.id == "00000001-a.pt":
+                one.upload(2, "b.pt", urgent=True)
+
+        one.client._post = next_at_once
+    while (uploaded := one.wait("Uploaded", "UploadFailed")).id != "00000002-b.pt":
+        assert uploaded.id == "00000001-a.pt"
+    assert [type(e).__name__ for e in one.seen if isinstance(e, ENDS)] == ["Uploaded"] * 2
+    one.client.stop_uploads()
+    one.wait("UploadsStopped")
+    until(lambda: not one.client._process.pending)
+    assert one.events.empty()
+
+
+def test_one_that_fails_when_it_becomes_urgent_is_answered_by_the_second_try(daemon, s3, proxy):
+    one = daemon(StoreSettings(s3.url, proxy.endpoint_url))
+    one.open()
+    write_file(one.directory / "a.pt", MIB)
+    proxy.set(Fault("answer", status=403, code="AccessDenied"))
+    with one.client._lock:
+        one.upload(1, "a.pt")
+        heard_late(one.client, b'"UploadFailed"')
+        proxy.set(Fault())
+        one.upload(1, "a.pt", urgent=True)
+    assert isinstance(one.wait(*(e.__name__ for e in ENDS)), events.Uploaded)
 
 
 def test_the_lease_is_renewed_while_an_upload_takes_its_time(daemon, s3):

@@ -45,6 +45,7 @@ _PATIENCE: dict[str, float | None] = {
     "renew": 60.0,
     "release": 30.0,
     "stop": 2.0,
+    "unneeded": None,
     "stop_fetch": 5.0,
     "delete": 600.0,
     "complete": 60.0,
@@ -192,6 +193,7 @@ class StoreClient:
         """-> UploadProgressed..., Uploaded | UploadFailed.
 
         One at a time: a second is refused, unless it is the same one, urgent by now.
+        Asked twice, it is answered once.
         """
         with self._lock:
             current = self._current("upload")
@@ -351,12 +353,37 @@ class StoreClient:
                 self._lease = message["lease"]
             if "access" in message:
                 self._renewal.told(message["access"])
+            asked = None
             if "reply" in message:
-                process.pending.pop(message["reply"], None)
+                asked = process.pending.pop(message["reply"], None)
                 process.idle_since = time.monotonic()
             for line in message.get("events", ()):
-                self._post(decode_event(line))
+                event = decode_event(line)
+                if self._is_news(process, asked, event):
+                    self._post(event)
             self._answered.notify_all()
+
+    def _is_news(self, process: _Process, asked: _Pending | None, event: events.Event) -> bool:
+        """Tells whether the event says how an upload ended, and that was said already.
+
+        An upload that becomes urgent is asked for a second time, and may end just before
+        the worker reads that: one checkpoint, one answer.
+        """
+        if not isinstance(event, (events.Uploaded, events.UploadFailed)):
+            return True
+        if asked is None:
+            return False
+        repeats = [
+            each.number
+            for each in process.pending.values()
+            if each.do == "upload" and each.command["id"] == event.id
+        ]
+        if repeats and isinstance(event, events.Uploaded):
+            for number in repeats:
+                del process.pending[number]
+            self._do("unneeded")
+            return True
+        return not repeats  # one that failed is tried by the second, which answers
 
     def _let_go(self, process: _Process) -> None:
         """Ends the conversation; the worker ends with it."""

@@ -104,6 +104,7 @@ class Worker:
             "ahead": ("ahead", self._aheads.run),
             "stop_ahead": ("ahead", lambda _command: []),
             "stop": ("upload", lambda _command: [events.UploadsStopped()]),
+            "unneeded": ("upload", lambda _command: []),
             "fetch": ("fetch", self._fetch),
             "stop_fetch": ("fetch", lambda _command: []),
             "delete": ("other", self._delete),
@@ -113,7 +114,7 @@ class Worker:
 
     def take(self, command: Command) -> None:
         """Gives a command to its thread; returns at once."""
-        if command["do"] in {"stop", "upload"}:
+        if command["do"] in {"stop", "unneeded", "upload"}:
             self._upload_flow.stop()  # an upload that is under way makes room
         if command["do"] == "upload":
             command["flow"] = self._upload_flow = self._flow(urgent=command["urgent"])
