@@ -93,9 +93,9 @@ def choose(
     offers += [(s.sequence, 1, Choice("store", s.name, s.id, s.step)) for s in stored]
     offers = [_behind(o, by_id, stored) for o in offers]
     good = [o for o in offers if not {o[2].id, o[2].fingerprint} & rejected]
-    sequence, _, best = max(good, key=lambda o: o[:2], default=(-1, -1, NOTHING))
+    best = max(good, key=lambda o: o[:2], default=(-1, -1, NOTHING))[2]
     fresh = newest(c for c in unrecorded if c.fingerprint not in rejected)
-    if fresh is not None and _newer_than_best(fresh, sequence, stored, known):
+    if fresh is not None and _newer_than_best(fresh, best, stored, known):
         return Choice("disk", fresh.name, None, fresh.step, fresh.fingerprint)
     return best
 
@@ -138,14 +138,16 @@ def _on_disk(
 
 def _newer_than_best(
     fresh: LocalCheckpoint,
-    sequence: int,
+    best: Choice,
     stored: Sequence[StoredCheckpoint],
     known: Sequence[Known],
 ) -> bool:
     """Whether a checkpoint without an id is newer than the best one that has one."""
-    others: list[Known | StoredCheckpoint] = [k for k in known if k.sequence == sequence]
-    others += [s for s in stored if s.sequence == sequence]
-    return not others or is_newer(fresh, others[0])
+    others: list[Known | StoredCheckpoint] = [*known, *stored]
+    if best.source == "store":
+        others.reverse()  # one id may stand for two contents
+    named = next((each for each in others if each.id == best.id), None)
+    return named is None or is_newer(fresh, named)
 
 
 def is_newer(fresh: LocalCheckpoint | Known, other: Known | StoredCheckpoint) -> bool:

@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from spotd.core.deadline import PLANNED
 from spotd.errors import SpotdError
 from spotd.testing.faults import Fault
+from spotd.testing.stage import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,10 +217,12 @@ class Weather:
 
     def notice_not_carried_out(self) -> None:
         """EC2 thinks better of it."""
+        wait_until(self.stage.status, within=PATIENCE, what="a daemon that answers")
         given = time.time()
-        self.imds.give_notice("stop", in_seconds=3)
+        self.imds.give_notice("stop", in_seconds=5)
         self.stage.wait_for_event("interruption_notice", after=given, within=PATIENCE)
-        self.stage.wait_for_event("not_carried_out", after=given, within=PATIENCE)
+        # A time that is over when it is first seen, on a slow machine, is not believed.
+        self.stage.wait_for_event("not_carried_out", after=given, within=PATIENCE + PLANNED)
         self.imds.withdraw()
 
     def rebalance(self) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
 TELLING = 20.0  # seconds people may take to be told before the instance is ended
+START_PATIENCE = 3.0  # seconds for a start under way, before what the trainer says is passed on
 LAST_WORDS = 3.0  # seconds the lease's release may take at the end
 
 
@@ -159,7 +160,6 @@ class Daemon:
             post=self._heard,
             declare=self._declared,
         )
-        self.socket.open()
         self.host = TrainerHost(
             s.trainer,
             run=s.run,
@@ -169,6 +169,7 @@ class Daemon:
             post=self._from_trainer,
             socket=self.socket.path,
         )
+        self.socket.open()  # what is heard asks the host
         self.store = StoreClient(
             s.store,
             run=s.run,
@@ -203,6 +204,7 @@ class Daemon:
         self.loop.post(event)
 
     def _heard(self, event: Event) -> None:
+        self.host.wait_told(START_PATIENCE)
         if isinstance(event, on.TrainerReported) and event.step is not None:
             self.directory.expect(event.step)  # the step of what it saves under a bare name
         self.loop.post(event)

@@ -617,6 +617,20 @@ story(
     policy={"preflight": True},
 )
 story(
+    "further-than-the-store-under-the-same-number",
+    "A fresh disk trains on without the store, is rebooted, and finds that the other machine had "
+    "stored less under the same number: what goes further is resumed from (seed 60640619)",
+    [
+        (25, "notice", {"stop": "none"}),
+        (125, "replace", {"down": 60.0}),
+        (143, "network", {"seconds": 300.0}),
+        (340, "reboot", {"seconds": 10.0}),
+    ],
+    both(resumed(0, 0, 100, 100), said("blind_start", "trainer_superseded")),
+    policy={"start_timeout": 30.0},
+    hold="none",
+)
+story(
     "torn-link-is-not-sent-at-the-next-boot",
     "A power cut tears what was held by a link a moment ago; at the boot the notice still stands, "
     "and the store answers before the disk has been looked at (seed 20058965)",
