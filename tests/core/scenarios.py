@@ -626,7 +626,7 @@ story(
         (143, "network", {"seconds": 300.0}),
         (340, "reboot", {"seconds": 10.0}),
     ],
-    both(resumed(0, 0, 100, 100), said("blind_start", "trainer_superseded")),
+    both(resumed(0, 0, 100, 100), said("blind_start", "lease_refused")),
     policy={"start_timeout": 30.0},
     hold="none",
 )
