@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -12,7 +14,7 @@ import pytest
 
 from spotd.shell.store.http1 import Connection, Pool, Timeouts
 from spotd.shell.store.protocol import Flow, StoreProblem
-from spotd.shell.store.tls import tls_context
+from spotd.shell.store.tls import TlsSocket, tls_context
 
 
 def pool_for(server, bundle):
@@ -70,9 +72,14 @@ def ends_of_a_line(certificate):
     context.load_cert_chain(*certificate)
     ours, theirs = connected_pair()
 
-    def secured():
-        sock = tls_context(str(certificate[0])).wrap_socket(ours, server_hostname="localhost")
-        return Connection(sock, Timeouts(3.0, 0.5))
+    def secured(*, receives=False):
+        trusted = tls_context(str(certificate[0]))
+        if receives:
+            ours.settimeout(0.5)
+            return Connection(TlsSocket(ours, trusted, "localhost"), Timeouts(3.0, 0.5))
+        return Connection(
+            trusted.wrap_socket(ours, server_hostname="localhost"), Timeouts(3.0, 0.5)
+        )
 
     return secured, lambda: context.wrap_socket(theirs, server_side=True)
 
@@ -124,3 +131,71 @@ def test_a_line_that_is_only_slow_is_not_taken_for_dead(certificate):
     reader.join(30)
     connection.close()
     assert sum(received) == 1024 * 1024
+
+
+def answering(accept, body, then, length=1_000_000):
+    """Answers with so many bytes, of which `body` yields some; then does `then` with the line."""
+
+    def answer():
+        with accept() as peer:
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
+            for data in body:
+                peer.sendall(data)
+            then(peer)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_large_answer_arrives_as_it_was_sent(certificate):
+    connect, accept = ends_of_a_line(certificate)
+    content = os.urandom(3_000_001)
+    peer = answering(accept, [content], lambda _: None, len(content))
+    answer = connect(receives=True).answer()
+    got = bytearray(len(content))
+    with memoryview(got) as view:
+        assert answer.readinto(view) == len(content)
+    peer.join(30)
+    assert got == content
+    assert answer.reusable
+
+
+def test_an_answer_that_comes_slowly_is_waited_for(certificate):
+    connect, accept = ends_of_a_line(certificate)
+
+    def slowly():
+        for _ in range(20):
+            time.sleep(0.05)  # the line's pace: 20 kB/s; nothing may move for 0.5 s
+            yield bytes(1000)
+
+    peer = answering(accept, slowly(), lambda _: None, 20_000)
+    connection = connect(receives=True)
+    with memoryview(bytearray(20_000)) as view:
+        assert connection.answer().readinto(view) == 20_000
+    peer.join(30)
+
+
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        (lambda peer: peer.unwrap(), ConnectionError),
+        (lambda peer: peer.shutdown(socket.SHUT_RDWR), ConnectionError),
+        (lambda peer: peer.recv(1), TimeoutError),
+    ],
+    ids=["closed", "cut", "silent"],
+)
+def test_an_answer_that_breaks_off_is_none(certificate, then, error):
+    connect, accept = ends_of_a_line(certificate)
+
+    def quietly(peer):
+        with contextlib.suppress(OSError):
+            then(peer)
+
+    peer = answering(accept, [bytes(300_000)], quietly)
+    connection = connect(receives=True)
+    answer = connection.answer()
+    with memoryview(bytearray(1_000_000)) as view, pytest.raises(error):
+        answer.readinto(view)
+    connection.close()
+    peer.join(30)

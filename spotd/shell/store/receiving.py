@@ -71,7 +71,8 @@ def _body(answer: Answer, buffers: Buffers, piece: Piece, flow: Flow, algorithm:
         while offset < end:
             count = answer.readinto(buffer[:CHUNK])
             flow.passed(count)
-            crc = algorithm.update(buffer[:count], crc)
-            pwrite_all(piece.fd, buffer[:count], offset)
+            with answer.turn:
+                crc = algorithm.update(buffer[:count], crc)
+                pwrite_all(piece.fd, buffer[:count], offset)
             offset += count
     return crc
