@@ -143,10 +143,9 @@ def _newer_than_best(
     known: Sequence[Known],
 ) -> bool:
     """Whether a checkpoint without an id is newer than the best one that has one."""
-    others: list[Known | StoredCheckpoint] = [*known, *stored]
-    if best.source == "store":
-        others.reverse()  # one id may stand for two contents
-    named = next((each for each in others if each.id == best.id), None)
+    ours = (k for k in known if (k.id, k.fingerprint) == (best.id, best.fingerprint))
+    # Two machines may have given one id to two contents: what is not ours is the store's.
+    named = next(ours, None) or next((s for s in stored if s.id == best.id), None)
     return named is None or is_newer(fresh, named)
 
 

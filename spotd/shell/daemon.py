@@ -31,6 +31,7 @@ from spotd.shell.reload import Reloader
 from spotd.shell.statestore import StateStore
 from spotd.shell.store.client import StoreClient
 from spotd.shell.store.source import UploadSource
+from spotd.shell.trainer.first_word import FirstWord
 from spotd.shell.trainer.host import TrainerHost
 from spotd.shell.trainer_socket import TrainerSocket
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 IDENTITY_PATIENCE = 2.5  # seconds a start waits for the instance id where nothing else tells it
 TELLING = 20.0  # seconds people may take to be told before the instance is ended
-START_PATIENCE = 3.0  # seconds for a start under way, before what the trainer says is passed on
 LAST_WORDS = 3.0  # seconds the lease's release may take at the end
 
 
@@ -144,6 +144,7 @@ class Daemon:
 
     def _make_parts(self, instance_id: str) -> None:
         self._arriving = ""  # id of the checkpoint that is being fetched
+        self._first_word = FirstWord(self.loop.post)
         s = self.settings
         post = self.loop.post
         owner = owner_named(s.trainer.user)
@@ -160,6 +161,7 @@ class Daemon:
             post=self._heard,
             declare=self._declared,
         )
+        self.socket.open()
         self.host = TrainerHost(
             s.trainer,
             run=s.run,
@@ -169,7 +171,6 @@ class Daemon:
             post=self._from_trainer,
             socket=self.socket.path,
         )
-        self.socket.open()  # what is heard asks the host
         self.store = StoreClient(
             s.store,
             run=s.run,
@@ -201,13 +202,16 @@ class Daemon:
     def _from_trainer(self, event: Event) -> None:
         if isinstance(event, on.TrainerExited):
             self.socket.flush()  # the last step it said counts, and it said that before
-        self.loop.post(event)
+        self._first_word.of_host(event)
+
+    def _start(self, action: do.StartTrainer) -> None:
+        self._first_word.starting()
+        self.host.start(action)
 
     def _heard(self, event: Event) -> None:
-        self.host.wait_told(START_PATIENCE)
         if isinstance(event, on.TrainerReported) and event.step is not None:
             self.directory.expect(event.step)  # the step of what it saves under a bare name
-        self.loop.post(event)
+        self._first_word.of_trainer(event)
 
     def _declared(self, path: str) -> None:
         if not self.directory.declare(path):
@@ -229,7 +233,7 @@ class Daemon:
             do.SyncJournal: lambda _: self.journal.sync(),
             do.Reply: self.control.reply,
             do.RunPreflight: lambda _: self.host.run_preflight(),
-            do.StartTrainer: self.host.start,
+            do.StartTrainer: self._start,
             do.SignalTrainer: self.host.signal,
             do.KillTrainer: self.host.kill,
             do.MeasureActivity: lambda _: self.host.measure_activity(),

@@ -74,7 +74,8 @@ class Loop:
     def settled(self) -> State:
         """Returns the state when what was decided last is carried out too; any other thread.
 
-        So nobody is told "drained" before that is on record and in the journal.
+        So nobody is told "drained" before that is in the journal, and in the record that a killed
+        daemon leaves (what a power cut leaves is written a moment later, by `statestore`).
         """
         ended = self._turn.acquire(timeout=TURN_PATIENCE)
         try:

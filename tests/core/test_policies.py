@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from spotd.core.checkpoint import LocalCheckpoint, StoredCheckpoint, checkpoint_id
@@ -137,6 +139,16 @@ def test_what_is_held_comes_before_what_must_be_fetched():
     k = known(2, "ckpt.pt", 200, hold="copy", stored=True)
     found = pick(held=((k.id, local("ckpt.pt")),), known=(k,), stored=(stored(2, "ckpt.pt", 200),))
     assert (found.source, found.id) == ("hold", k.id)
+
+
+def test_what_has_no_number_is_held_against_what_would_be_resumed_from_and_not_its_namesake():
+    ours = known(5, "last.pt", present=False, unsendable=True)
+    theirs = stored(5, "last.pt", mtime=WALL - 200)  # another machine's: it was there first
+    fetched = replace(local("last.pt", age=200), fingerprint="fetched")
+    later = local("best.pt", age=100)
+    for on_disk in ((fetched, later), (later,)):
+        found = pick(local=on_disk, known=(ours,), stored=(theirs,))
+        assert (found.source, found.name) == ("disk", "best.pt")
 
 
 def test_a_hold_that_could_not_be_put_back_leaves_the_store():

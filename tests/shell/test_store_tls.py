@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 import threading
@@ -66,10 +67,12 @@ def test_another_hosts_certificate_is_not_trusted(server):
         pytest.fail("it was trusted")
 
 
-def ends_of_a_line(certificate):
+def ends_of_a_line(certificate, **options):
     """What makes our end of a connection over TLS, and what makes the other, in a thread."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
+    for name, value in options.items():
+        setattr(context, name, value)
     ours, theirs = connected_pair()
 
     def secured(*, receives=False):
@@ -199,3 +202,28 @@ def test_an_answer_that_breaks_off_is_none(certificate, then, error):
         answer.readinto(view)
     connection.close()
     peer.join(30)
+
+
+def test_a_refusal_is_read_before_the_reset_that_follows_it(certificate):
+    connect, accept = ends_of_a_line(certificate, num_tickets=0)
+    arrived, refused = threading.Event(), threading.Event()
+
+    def refuse():
+        peer = accept()
+        peer.recv(100)  # of a request that is longer
+        peer.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nerror")
+        assert arrived.wait(30)
+        socket.socket.close(peer)  # with what was not read: a reset
+        refused.set()
+
+    server = threading.Thread(target=refuse, daemon=True)
+    server.start()
+    connection = connect(receives=True)
+    connection.send(bytes(30_000))  # two records, of which it reads one
+    assert select.select([connection.sock.fileno()], [], [], 30)[0]
+    arrived.set()
+    assert refused.wait(30)
+    server.join(30)
+    answer = connection.answer()
+    assert (answer.status, answer.small()) == (403, b"error")
+    connection.close()

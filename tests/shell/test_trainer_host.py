@@ -77,25 +77,6 @@ def test_a_second_trainer_is_never_started_beside_the_first(hosted):
     assert "already" in hosted.start_refused().reason
 
 
-def test_what_it_says_waits_until_it_was_said_that_it_runs(hosted):
-    waiting = []
-    post = hosted.host._post
-
-    def noting(event):
-        waiting.append((type(event), not hosted.host._answered.is_set()))
-        post(event)
-
-    hosted.host._post = noting
-    hosted.use(*SLEEP)
-    hosted.start()
-    hosted.host.wait_told(20)
-    assert waiting == [(events.TrainerStarted, True)]
-    assert hosted.host._answered.is_set()
-    hosted.start_refused()
-    hosted.host.wait_told(20)
-    assert hosted.host._answered.is_set()
-
-
 def test_a_kill_while_it_is_being_started_is_not_forgotten(hosted):
     hosted.use(*SLEEP)
     hosted.host.start(actions.StartTrainer(1, None, 100.0))

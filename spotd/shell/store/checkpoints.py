@@ -15,7 +15,7 @@ from spotd.core import manifest as schema
 from spotd.core.checkpoint import StoredCheckpoint, parse_checkpoint_id
 from spotd.core.manifest import Manifest, ManifestError
 from spotd.shell.store.protocol import Damaged, NotFound, ObjectStore, StoreProblem
-from spotd.shell.store.record import UploadRecord, age, open_records
+from spotd.shell.store.record import UploadRecord, open_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,7 +29,6 @@ FOLDER = "checkpoints/"
 COMPLETED = "completed.json"
 # A record that nobody has touched for a day, of a checkpoint older than one just stored, will
 # not be continued: its parts only cost storage.
-ABANDONED_AFTER = 24 * 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +182,9 @@ class CheckpointStore:
             known = parse_checkpoint_id(record.id)
             if known is None:
                 continue
-            abandoned = known[0] < sequence and age(record) > ABANDONED_AFTER
-            # What went up while it was being written and never became a checkpoint: its
-            # number has been given to another by now, or passed over.
-            if abandoned or (record.growing and known[0] <= sequence):
+            # What is older than what is stored is never gone on with. What went up while it was
+            # being written and never became a checkpoint: its number has been given to another.
+            if known[0] < sequence or (record.growing and known[0] == sequence):
                 self.drop(record)
 
 

@@ -45,7 +45,7 @@ _PATIENCE: dict[str, float | None] = {
     "renew": 60.0,
     "release": 30.0,
     "stop": 2.0,
-    "unneeded": None,
+    "unneeded": 5.0,
     "stop_fetch": 5.0,
     "delete": 600.0,
     "complete": 60.0,

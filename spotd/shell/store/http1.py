@@ -51,7 +51,6 @@ class Answer:
         status: The number.
         headers: By name in small letters.
         length: Bytes of the body still to come; None when only its end tells.
-        turn: To be held while a large body is worked on (`TlsSocket`).
     """
 
     def __init__(self, connection: Connection, head: bytes) -> None:
@@ -64,7 +63,6 @@ class Answer:
         for line in lines[1:]:
             name, _, text = line.partition(":")
             self.headers[name.strip().lower()] = text.strip()
-        self.turn = connection.turn
         self._connection = connection
         self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
         self._closes = self.headers.get("connection", "").lower() == "close"
@@ -116,7 +114,6 @@ class Connection:
 
     def __init__(self, sock: socket.socket | TlsSocket, timeouts: Timeouts) -> None:
         self.sock = sock
-        self.turn = sock.turn if isinstance(sock, TlsSocket) else contextlib.nullcontext()
         self.idle_since = 0.0
         self._timeouts = timeouts
         self._unsent_before = 0

@@ -71,8 +71,7 @@ def _body(answer: Answer, buffers: Buffers, piece: Piece, flow: Flow, algorithm:
         while offset < end:
             count = answer.readinto(buffer[:CHUNK])
             flow.passed(count)
-            with answer.turn:
-                crc = algorithm.update(buffer[:count], crc)
-                pwrite_all(piece.fd, buffer[:count], offset)
+            crc = algorithm.update(buffer[:count], crc)
+            pwrite_all(piece.fd, buffer[:count], offset)
             offset += count
     return crc

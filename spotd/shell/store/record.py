@@ -205,14 +205,6 @@ def open_records(folder: Path, location: str) -> list[UploadRecord]:
     return records
 
 
-def age(record: UploadRecord) -> float:
-    """Returns seconds since the record was last written to."""
-    try:
-        return time.time() - record.path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
 def read_done(path: Path, location: str) -> tuple[str, dict[str, Done]]:
     """Returns (id, files) of a record kept with `keep_as`; ("", {}) when there is none."""
     record = UploadRecord.__new__(UploadRecord)

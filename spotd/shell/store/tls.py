@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import socket
 import ssl
 import sys
@@ -23,8 +22,7 @@ _FIRST_STEP = 16 * 1024
 _ACKED = (120, 8)  # where tcp_info has tcpi_bytes_acked (linux/tcp.h): offset, length
 # Every record lets go of the interpreter's lock and asks for it again: threads that decrypt
 # at the same time spend more on taking turns than on their records. So a few do, and the
-# others wait in the kernel, on something cheaper. One does 2 GB/s. Checksum and writing
-# belong to the turn: each lets go of the lock as well.
+# others wait in the kernel, on something cheaper. One does 2 GB/s.
 _TURNS = [threading.Lock() for _ in range(max(1, (os.cpu_count() or 1) // 2))]
 _NUMBERS = itertools.count()
 
@@ -74,12 +72,9 @@ class TlsSocket:
     """For answers and small requests: the part of a socket's face that a `Connection` uses.
 
     Args:
-        raw: A connected socket with a time-out, which holds for each step.
+        raw: A connected socket; its time-out holds for each step.
         context: Trusted authorities and the rest.
         host: The name the certificate must be for.
-
-    Attributes:
-        turn: Held by who decrypts; what is made of it next may be made under it too.
 
     Raises:
         OSError: The handshake fails; ssl's errors are OSErrors.
@@ -90,10 +85,7 @@ class TlsSocket:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._step = memoryview(bytearray(_FIRST_STEP))
-        self._arrival = select.poll()
-        self._arrival.register(raw, select.POLLIN)
-        self._ended = False
-        self.turn = _TURNS[next(_NUMBERS) % len(_TURNS)]
+        self._turn = _TURNS[next(_NUMBERS) % len(_TURNS)]
         try:
             self._shake_hands()
         except ssl.SSLError:
@@ -107,7 +99,6 @@ class TlsSocket:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:  # noqa: PERF203 - it is what the loop is for
                 self._flush()
-                self._wait()
                 self._fill()
             else:
                 self._flush()
@@ -117,7 +108,7 @@ class TlsSocket:
         """Sends all of it; returns its length."""
         for start in range(0, len(data), _STEP):
             view, write = data[start : start + _STEP], self._tls.write
-            with self.turn:
+            with self._turn:
                 while view:
                     view = view[write(view) :]
             self._flush()
@@ -125,50 +116,32 @@ class TlsSocket:
 
     def recv_into(self, buffer: memoryview) -> int:
         """Receives at least a byte, and what came with it; 0 at the end."""
-        while True:
-            with self.turn:
-                total = self._take(buffer)
-            self._flush()  # what TLS has to say by itself, such as new keys
-            if total or self._ended:
-                return total
-            self._wait()
-
-    def _take(self, buffer: memoryview) -> int:
-        """Reads what has arrived, as far as there is room for it; never waits."""
         read: Any = self._tls.read
-        total = 0
-        while total < len(buffer) and not self._ended:
+        while True:
+            total = 0
             try:
-                count = read(len(buffer) - total, buffer[total:])
-            except ssl.SSLWantReadError:  # noqa: PERF203 - no whole record is left
-                if not self._fill():
-                    break
+                with self._turn:
+                    while total < len(buffer):
+                        count = read(len(buffer) - total, buffer[total:])
+                        if count == 0:
+                            return total
+                        total += count
+            except ssl.SSLWantReadError:  # no whole record is left
+                self._flush()  # what TLS has to say by itself, such as new keys
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                self._ended = True
-            else:
-                self._ended = count == 0
-                total += count
-        return total
+                return total
+            if total or not self._fill():
+                return total
 
     def _fill(self) -> bool:
-        """Hands TLS what has arrived; False when there was nothing."""
-        try:
-            # Not `recv_into`: with a time-out that asks first whether there is anything.
-            count = os.readv(self._raw.fileno(), [self._step])
-        except BlockingIOError:
-            return False
+        count = self._raw.recv_into(self._step)
         if count == 0:
             self._incoming.write_eof()
-            return True
+            return False
         self._incoming.write(self._step[:count])
         if count == len(self._step) < _STEP:
             self._step = memoryview(bytearray(_STEP))  # more than an answer's few lines comes
         return True
-
-    def _wait(self) -> None:
-        seconds = self._raw.gettimeout()
-        if not self._arrival.poll(None if seconds is None else 1000 * seconds):
-            raise TimeoutError("timed out")
 
     def _flush(self) -> None:
         view = memoryview(self._outgoing.read())

@@ -83,8 +83,6 @@ class TrainerHost:
         self._running: Running | None = None
         self._starting = False
         self._kill_wanted = False
-        self._answered = threading.Event()  # a start was, with how it went
-        self._answered.set()
         self._mutex = threading.Lock()
         self._remains: Remains | None = None
         become_subreaper()
@@ -139,15 +137,10 @@ class TrainerHost:
             self._starting = self._starting or not busy
             if not busy:
                 self._kill_wanted = False
-                self._answered.clear()
         if busy:
             self._post(events.TrainerStartFailed("a trainer is running already"))
             return
         threading.Thread(target=self._start, args=(action,), name="start", daemon=True).start()
-
-    def wait_told(self, seconds: float) -> None:
-        """Waits while a start is under way: what the trainer says comes after that it runs."""
-        self._answered.wait(seconds)
 
     def signal(self, action: actions.SignalTrainer) -> None:
         """Sends it, once to each of the right processes, and posts `SignalSent`."""
@@ -218,7 +211,6 @@ class TrainerHost:
             self._running = running
             kill_wanted = self._kill_wanted
         self._post(outcome)
-        self._answered.set()
         if running is not None:
             if kill_wanted:
                 running.kill()
