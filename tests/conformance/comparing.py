@@ -11,6 +11,8 @@ Left out, because a model has its own:
   those threads do not wait for the trainer;
 - what a power cut cost in steps: it is told from the last report that came to be on record,
   and the real one's reports come late;
+- the number of the checkpoint that a trainer is started from: one that was saved a moment before
+  may not have been seen yet, and has none;
 - events that the shell announces by itself and the core knows nothing of (`SHELLS_OWN`).
 
 Of what is left, an older hold that spotd had no time to let go of before it was stopped does
@@ -24,6 +26,7 @@ order in both (the journals are equal as Mazurkiewicz traces).
 
 from __future__ import annotations
 
+import re
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +71,10 @@ def lines(events: list[dict[str, Any]]) -> list[Line]:
         fields = FIELDS + (("step",) if name in STEP_IS_THE_CHECKPOINTS else ())
         if name in (*_DIRECTORY, *_STORE):
             fields = tuple(f for f in fields if f != "attempt")
-        found.append((name, *((f, event[f]) for f in fields if f in event)))
+        told = {f: event[f] for f in fields if f in event}
+        if name == "trainer_started" and "checkpoint" in told:
+            told["checkpoint"] = re.sub(r"^\d{8}-", "", told["checkpoint"])
+        found.append((name, *told.items()))
     return found
 
 
