@@ -122,6 +122,10 @@ def _not_believed(t: Turn, damaged: tuple[tuple[str, str], ...]) -> None:
 def _not_there(t: Turn, k: Known) -> None:
     """The store said that it has this one, and does not list it."""
     trouble(t, f"it acknowledged {k.id} and does not have it", "see whether it can be trusted")
+    r = t.state.resuming
+    if r is not None:
+        # Its hold could not be put back, and the store's copy was to serve instead: there is none.
+        t.set_resuming(rejected=r.rejected - {f"hold:{k.id}"})
     t.set_store(upload_retry_at=t.now.mono + RETRY_MAX)
 
 

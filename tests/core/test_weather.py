@@ -74,3 +74,9 @@ def test_the_command_ends_with_0_when_nothing_broke(capsys):
 def test_a_single_seed_tells_its_story(capsys):
     assert weather.main(["--only", "5"]) == 0
     assert "> Started first" in capsys.readouterr().out
+
+
+def test_a_hold_is_tried_again_when_the_store_that_was_to_serve_instead_has_lied():
+    """A full disk keeps it from being put back, and the store does not have what it took."""
+    found, _ = weather.faults(schedule_from(62017607))
+    assert found == []
