@@ -26,9 +26,10 @@ order in both (the journals are equal as Mazurkiewicz traces).
 
 from __future__ import annotations
 
-import re
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
+
+from spotd.core.checkpoint import parse_checkpoint_id
 
 if TYPE_CHECKING:
     from scene import Seen
@@ -73,7 +74,8 @@ def lines(events: list[dict[str, Any]]) -> list[Line]:
             fields = tuple(f for f in fields if f != "attempt")
         told = {f: event[f] for f in fields if f in event}
         if name == "trainer_started" and "checkpoint" in told:
-            told["checkpoint"] = re.sub(r"^\d{8}-", "", told["checkpoint"])
+            numbered = parse_checkpoint_id(told["checkpoint"])
+            told["checkpoint"] = numbered[1] if numbered else told["checkpoint"]
         found.append((name, *told.items()))
     return found
 

@@ -316,7 +316,7 @@ def test_a_run_that_completed_is_not_started_again_at_the_next_boot(training: Tr
     training.instance.start()
     training.until_state("completed")
     training.instance.until(  # completed first, then the last checkpoint is stored
-        lambda: "complete and stored" in training.status()["reason"], "completed.json", 30
+        lambda: "complete and stored" in training.status()["reason"], "completed.json"
     )
     assert training.stored_step() == 40
     assert any(key.endswith("/completed.json") for key in training.cloud.keys("spotd/"))

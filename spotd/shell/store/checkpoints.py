@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints/"
 COMPLETED = "completed.json"
-# A record that nobody has touched for a day, of a checkpoint older than one just stored, will
-# not be continued: its parts only cost storage.
 
 
 @dataclass(frozen=True, slots=True)

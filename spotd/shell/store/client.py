@@ -364,10 +364,11 @@ class StoreClient:
             self._answered.notify_all()
 
     def _is_news(self, process: _Process, asked: _Pending | None, event: events.Event) -> bool:
-        """Tells whether the event says how an upload ended, and that was said already.
+        """Whether to pass it on: not how an upload ended, where that is said once already.
 
         An upload that becomes urgent is asked for a second time, and may end just before
-        the worker reads that: one checkpoint, one answer.
+        the worker reads that: one checkpoint, one answer. What the other request is still
+        doing is ended here.
         """
         if not isinstance(event, (events.Uploaded, events.UploadFailed)):
             return True
